@@ -86,11 +86,7 @@ class Source(collections.namedtuple("Source", "kind host port target text")):
     """
 
     __slots__ = ()
-
-    @property
-    def may_hold_key(self):
-        """Say whether this kind of source can hand over a private key."""
-        return self.kind in ("file", "exec", "vault", "azure")
+    may_hold_key = property(lambda self: self.kind in ("file", "exec", "vault", "azure"))
 
 
 class Certificate(collections.namedtuple("Certificate", (
@@ -103,11 +99,7 @@ class Certificate(collections.namedtuple("Certificate", (
     """
 
     __slots__ = ()
-
-    @property
-    def lifetime(self):
-        """Return the seconds from notBefore to notAfter, at least one."""
-        return max(1, self.not_after - self.not_before)
+    lifetime = property(lambda self: max(1, self.not_after - self.not_before))
 
 
 class Place(collections.namedtuple("Place", "config name")):
@@ -116,12 +108,14 @@ class Place(collections.namedtuple("Place", "config name")):
     __slots__ = ()
     live = property(lambda self: "%s/live/%s" % self)
     archive = property(lambda self: "%s/archive" % self.config)
+    records = property(lambda self: "%s/certferry" % self.config)
     pointer = property(lambda self: "%s/live/%s/.current" % self)
     conf = property(lambda self: "%s/certferry/%s.conf" % self)
     state = property(lambda self: "%s/certferry/%s.state" % self)
+    renewal = property(lambda self: "%s/renewal/%s.conf" % self)
 
     def version(self, number):
-        """Return the directory of version `number`."""
+        """Return the folder of version `number`."""
         return "%s/archive/%s@%d" % (self.config, self.name, number)
 
 
@@ -131,25 +125,27 @@ Version = collections.namedtuple("Version", "number folder leaf chain")
 # What a source handed over; `chain` is None where the exchange did not show it, `key` a Secret.
 Offer = collections.namedtuple("Offer", "source address leaf chain key way")
 
-# An offer with what openssl says of it: public keys as DER, `trust` is "" or what is wrong.
-Evidence = collections.namedtuple("Evidence", "offer public_key carried_key trust")
+# An offer, parsed, with what openssl says of it: public keys as DER, `trust` is "" or what is wrong.
+Evidence = collections.namedtuple("Evidence", "offer leaf public_key carried_key trust")
 
-# What the judge compares an offer with: `keys` {public key DER: path}, the sets hold fingerprints.
+# What the judge compares an offer with: `keys` {public key DER: path}, the others fingerprints.
 Wanted = collections.namedtuple("Wanted", (
     "name domains current keys retired replaced rolled_back rolled_keys"))
 
 # reason is "" for an offer that is accepted; message and hint make the line that a person reads.
 Verdict = collections.namedtuple("Verdict", "reason message hint")
 
-# One lineage during a run. `checked` is the time of the last check, `given` the remembered options
-# as they were written, `key` the path of its private key or None, `notices` lines to print.
-Lineage = collections.namedtuple("Lineage", (
-    "place given options state checked current key notices"))
+# One lineage: `given` are the remembered options as they were written, None without a NAME.conf;
+# `checked` is the time of the last check, `key` the path of its private key or None.
+Lineage = collections.namedtuple("Lineage", "place given options state checked current key notices")
 
-# How a crossing ended; `fresh` says that a certificate was deployed, `changed` that anything was
+# How a crossing ended: `fresh` says that a certificate was deployed, `changed` that anything was
 # written, `lines` what is shown below the result.
 Outcome = collections.namedtuple("Outcome", (
     "name result reason message hint changed fresh source version health why lines"))
+
+SOUND = ("installed", "unchanged", "pending")  # results of a good exchange
+WELL = ("installed", "unchanged", "not-due", "deferred")  # results that exit with 0
 
 
 class Secret:
@@ -158,9 +154,11 @@ class Secret:
     __slots__ = ("pem",)
 
     def __init__(self, pem):
+        """Hold the PEM bytes."""
         self.pem = pem
 
     def __repr__(self):
+        """Show nothing."""
         return "<private key>"
 
 
@@ -174,6 +172,7 @@ class Failure(Exception):
     a held lock or a missing program; `message` says what is wrong, `hint` what to do about it."""
 
     def __init__(self, reason, message, hint=""):
+        """Keep the words apart."""
         Exception.__init__(self, message)
         self.reason, self.message, self.hint = reason, message, hint
 
@@ -207,28 +206,24 @@ def storage_failure(error):
 
 STARTTLS = {"smtp": 25, "imap": 143, "pop3": 110, "ftp": 21, "ldap": 389, "xmpp": 5222,
             "postgres": 5432, "mysql": 3306}
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-HOST_NAME = re.compile(r"%s(?:\.%s)*\Z" % (_LABEL, _LABEL))
+HOST_NAME = re.compile(r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % (
+    (r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2))
 _IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!\Z)|\Z)){4}")
 
 Options = collections.namedtuple("Options", (
     "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled"))
 
-# Times are seconds since 1970 or None, sets of fingerprints and hooks are tuples of words.
+# Times are seconds since 1970 or None; fingerprints and hooks are tuples of words.
 State = collections.namedtuple("State", (
     "result reason detail since runs good source upstream_not_after way owed_version owed unserved "
     "retired rolled_back key told told_at"))
-NO_STATE = State(None, None, "", None, 0, None, None, None, "", None, (), False, (), (), "", "",
-                 None)
-_LISTS = ("owed", "retired", "rolled_back")
-_TIMES = ("since", "good", "upstream_not_after", "told_at")
-_NUMBERS = ("runs", "owed_version")
+NO_STATE = State(None, None, "", None, 0, None, None, None, "", 0, (), False, (), (), "", "", None)
 
 
 def plain(text, limit=300):
     """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
     text = str(text).encode("ascii", "backslashreplace").decode("ascii")
-    text = "".join(c if " " <= c <= "~" else "\\x%02x" % ord(c) for c in text)
+    text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match.group()), text)
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
@@ -242,36 +237,22 @@ def host_name(text):
     text = text.lower()
     if ":" in text:
         import ipaddress  # 3 ms
-        return ipaddress.IPv6Address(text.split("%")[0].strip("[]")).compressed
-    if not text.isascii() if hasattr(text, "isascii") else max(text, default="a") > "\x7f":
+        return ipaddress.IPv6Address(text).compressed
+    if max(text, default="") > "\x7f":
         text = text.encode("idna").decode("ascii")
     text = text[:-1] if text.endswith(".") else text
-    if len(text) > 253 or not HOST_NAME.match(text):
-        raise ValueError("%s is no host name" % plain(text, 80))
-    if text.replace(".", "").isdigit() and not _IPV4.match(text):
-        raise ValueError("%s is no IP address" % plain(text, 80))
+    if not HOST_NAME.match(text) or text.replace(".", "").isdigit() and not _IPV4.match(text):
+        raise ValueError("%s is no host name and no address" % plain(text, 80))
     return text
 
 
 def parse_endpoint(text, port):
     """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError."""
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        if not rest.startswith(":") and rest:
-            raise ValueError("%s: write [ADDRESS]:PORT" % plain(text, 80))
-        given = rest[1:]
-        host = host if ":" in host else ""
-    elif text.count(":") > 1:
-        host, given = text, ""
-    else:
-        host, colon, given = text.partition(":")
-        if colon and not given:
-            raise ValueError("%s: the port is missing" % plain(text, 80))
-    if given:
-        if not re.match(r"[0-9]{1,5}\Z", given) or not 0 < int(given) < 65536:
-            raise ValueError("%s: the port must be 1 to 65535" % plain(text, 80))
-        port = int(given)
-    return host_name(host), port
+    match = re.match(r"\[(.*:.*)\](?::(\d{1,5}))?\Z", text) or (
+        re.match(r"(.*:.*:.*)()\Z", text) or re.match(r"([^:]*)(?::(\d{1,5}))?\Z", text))
+    if not match or match.group(2) and not 0 < int(match.group(2)) < 65536:
+        raise ValueError("%s: write HOST, HOST:PORT or [ADDRESS]:PORT" % plain(text, 80))
+    return host_name(match.group(1)), int(match.group(2) or port)
 
 
 def endpoint_text(host, port):
@@ -281,33 +262,26 @@ def endpoint_text(host, port):
 
 def parse_source(text):
     """Return the Source that `text` names; or ValueError with what is wrong."""
-    if re.match("(file|exec):", text):
-        kind, _, target = text.partition(":")
-        if not target.strip() or "\0" in target:
-            raise ValueError("%s: needs a %s" % (kind, "path" if kind == "file" else "command"))
-        return Source(kind, "", 0, target, text)
     scheme, separator, rest = text.partition("://")
-    if not separator:
+    host, slash, path = rest.partition("/")
+    if text.startswith(("file:", "exec:")):
+        kind, _, target = text.partition(":")
+        if target.strip():
+            return Source(kind, "", 0, target, text)
+    elif not separator:
         host, port = parse_endpoint(text, 443)
         return Source("tls", host, port, "", endpoint_text(host, port))
-    if scheme == "vault":
-        host, _, path = rest.partition("/")
-        host, port = parse_endpoint(host, 8200)
-        if not re.match(r"[\w.@=+-]+(/[\w.@=+-]+)+\Z", path, re.ASCII) or ".." in path.split("/"):
-            raise ValueError("%s: write vault://HOST[:PORT]/MOUNT/PATH" % plain(text, 80))
-        return Source("vault", host, port, path, text)
-    if scheme == "azure":
-        match = re.match(r"([A-Za-z0-9.-]+)(:\d{1,5})?/([A-Za-z0-9-]{1,127})\Z", rest)
-        if not match:
-            raise ValueError("%s: write azure://VAULT/NAME" % plain(text, 80))
-        host = match.group(1) if "." in match.group(1) else match.group(1) + ".vault.azure.net"
-        host, port = parse_endpoint(host + (match.group(2) or ""), 443)
-        return Source("azure", host, port, match.group(3), text)
-    if scheme not in STARTTLS:
-        raise ValueError("%s: write HOST[:PORT], or PROTOCOL:// with one of %s vault azure" % (
-            plain(text, 80), " ".join(sorted(STARTTLS))))
-    host, port = parse_endpoint(rest, STARTTLS[scheme])
-    return Source(scheme, host, port, "", "%s://%s" % (scheme, endpoint_text(host, port)))
+    elif scheme == "vault" and re.match(r"(?!.*\.\.)[\w.@=+-]+(/[\w.@=+-]+)+\Z", path, re.ASCII):
+        return Source("vault", *parse_endpoint(host, 8200), target=path, text=text)
+    elif scheme == "azure" and re.match(r"[A-Za-z0-9-]{1,127}\Z", path):
+        host = host if "." in host else host + ".vault.azure.net"
+        return Source("azure", *parse_endpoint(host, 443), target=path, text=text)
+    elif scheme in STARTTLS and not slash:
+        host, port = parse_endpoint(rest, STARTTLS[scheme])
+        return Source(scheme, host, port, "", "%s://%s" % (scheme, endpoint_text(host, port)))
+    raise ValueError("%s: write HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST/MOUNT/PATH, "
+                     "azure://VAULT/NAME, or one of %s with ://HOST[:PORT]" % (
+                         plain(text, 80), " ".join(sorted(STARTTLS))))
 
 
 def _parse_domain(text):
@@ -315,59 +289,40 @@ def _parse_domain(text):
     return "*." + host_name(text[2:]) if text.startswith("*.") else host_name(text)
 
 
-def _parse_share(text):
-    """Return ("%" or "d", number) of a threshold such as 25% or 10d; or ValueError."""
-    match = re.match(r"([0-9]{1,4}(?:\.[0-9]+)?)([%d])\Z", text)
-    if not match or match.group(2) == "%" and float(match.group(1)) > 100:
-        raise ValueError("%s: write a share of the lifetime such as 25%%, or days such as 10d"
-                         % plain(text, 40))
-    return match.group(2), float(match.group(1))
-
-
-def _parse_seconds(text):
-    """Return the seconds of a timeout, 1 to 3600; or ValueError."""
-    if not re.match(r"[0-9]{1,4}(\.[0-9]+)?\Z", text) or not 0 < float(text) <= 3600:
-        raise ValueError("%s: write seconds, up to 3600" % plain(text, 40))
-    return float(text)
-
-
-def _parse_choice(*words):
-    """Return a parser that accepts only these words."""
-    def parse(text):
-        if text not in words:
-            raise ValueError("%s: write %s" % (plain(text, 40), " or ".join(words)))
-        return text
-    return parse
-
-
-def _parse_text(text):
-    """Return a command or path as it is; or ValueError where it cannot be one line."""
-    if re.search("[\0\r\n]", text):
-        raise ValueError("it must be one line")
-    return text
-
-
 def _parse_served(text):
-    """Return the Source of a local service: PROTOCOL:// with a host, or HOST:PORT."""
+    """Return the Source of a local service: one with a host, and no store; or ValueError."""
     source = parse_source(text)
     if source.may_hold_key:
         raise ValueError("%s: write [PROTOCOL://]HOST:PORT" % plain(text, 80))
     return source
 
 
+def _pattern(pattern, convert, words):
+    """Return a parser of what matches a pattern; its ValueError says to write `words`."""
+    def parse(text):
+        if not re.match(pattern + r"\Z", text):
+            raise ValueError("%s: write %s" % (plain(text, 40), words))
+        return convert(text)
+    return parse
+
+
+_line = _pattern("[^\0\r\n]+", str, "one line")
+_share = _pattern(r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d", lambda text: (
+    text[-1], float(text[:-1])), "a share of the lifetime such as 25%, or days such as 10d")
+
 # Each option that is remembered: how one value is read, what holds without it, may it repeat.
 REMEMBERED = collections.OrderedDict((
     ("from", (parse_source, (), True)),
     ("sni", (host_name, None, False)),
     ("domain", (_parse_domain, (), True)),
-    ("ca-file", (_parse_text, None, False)),
-    ("deploy-hook", (_parse_text, (), True)),
+    ("ca-file", (_line, None, False)),
+    ("deploy-hook", (_line, (), True)),
     ("served-at", (_parse_served, (), True)),
-    ("when", (_parse_choice("always", "due"), "always", False)),
-    ("warn", (_parse_share, ("%", 25.0), False)),
-    ("critical", (_parse_share, ("%", 10.0), False)),
-    ("timeout", (_parse_seconds, 20.0, False)),
-    ("enabled", (_parse_choice("yes", "no"), "yes", False)),
+    ("when", (_pattern("always|due", str, "always or due"), "always", False)),
+    ("warn", (_share, ("%", 25.0), False)),
+    ("critical", (_share, ("%", 10.0), False)),
+    ("timeout", (_pattern(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", float, "seconds"), 20.0, False)),
+    ("enabled", (_pattern("yes|no", str, "yes or no"), "yes", False)),
 ))
 
 
@@ -376,39 +331,29 @@ def parse_options(given):
     values = []
     for key, (parse, default, repeats) in REMEMBERED.items():
         texts = given.get(key)
-        if not texts:
-            values.append(default)
-            continue
         try:
-            parsed = tuple(parse(text) for text in texts)
-            if len(parsed) > 1 and not repeats:
+            if texts and len(texts) > 1 and not repeats:
                 raise ValueError("it takes one value")
-        except (ValueError, UnicodeError) as error:
+            parsed = tuple(parse(text) for text in texts or ())
+        except ValueError as error:
             raise ValueError(key, plain(error))
-        values.append(parsed if repeats else parsed[0])
+        values.append(default if not parsed else parsed if repeats else parsed[0])
     return Options(*values)
 
 
 def merge_options(given, changes):
     """Return remembered options with the changes: an empty value forgets what was remembered."""
-    merged = dict(given)
-    for key, texts in changes.items():
-        texts = [text for text in texts if text]
-        if texts:
-            merged[key] = texts
-        else:
-            merged.pop(key, None)
-    return merged
+    merged = dict(given, **{key: [text for text in texts if text] for key, texts in changes.items()})
+    return {key: texts for key, texts in merged.items() if texts}
 
 
-_PARSERS = []
+_PARSERS = []  # one serves all files of a run: making one costs more than reading a record with it
 
 
-def _read_sections(text, path, shift):
+def _read_sections(text, path, shift=0):
     """Return {section: {key: [line, ...]}} of INI text; Failure with file and line where it is bad.
 
-    `shift` lines were put before what is in the file. One parser serves all files of a run: making
-    one costs more than reading a record with it.
+    `shift` lines were put before what is in the file.
     """
     import configparser  # 2 ms
     if not _PARSERS:
@@ -421,9 +366,8 @@ def _read_sections(text, path, shift):
         parser.read_string(text)
     except configparser.Error as error:
         line = getattr(error, "lineno", None) or (getattr(error, "errors", None) or [(1, "")])[0][0]
-        raise Failure(None, "%s line %d: %s" % (path, line - shift, (
-            "given twice" if "Duplicate" in type(error).__name__ else "not a KEY = VALUE line")),
-            "correct it by hand")
+        what = "given twice" if "Duplicate" in type(error).__name__ else "not a KEY = VALUE line"
+        raise Failure(None, "%s line %d: %s" % (path, line - shift, what), "correct it by hand")
     return {section: {key: [line.strip() for line in value.split("\n") if line.strip()]
                       for key, value in parser.items(section)} for section in parser.sections()}
 
@@ -431,42 +375,35 @@ def _read_sections(text, path, shift):
 def parse_conf(text, path):
     """Return {key: [text, ...]} of a NAME.conf; Failure with file and line where it is wrong."""
     sections = _read_sections("[lineage]\n" + text, path, 1)
-    given = sections.pop("lineage", {})
-
-    def failure(key, what):
-        lines = [n for n, line in enumerate(text.splitlines(), 1)
-                 if re.match(r"\[?%s\b" % re.escape(key), line.strip(), re.I)]
-        return Failure(None, "%s line %d: %s" % (path, (lines or [1])[0], what),
-                       "correct it by hand")
-    for section in sections:
-        raise failure(section, "[%s]: a conf has no sections" % plain(section, 40))
-    for key in given:
-        if key not in REMEMBERED:
-            raise failure(key, "unknown key %s (known: %s)" % (
-                plain(key, 40), " ".join(REMEMBERED)))
+    given = {key: texts for key, texts in sections.pop("lineage", {}).items() if texts}
+    wrong = [("[" + section, "a conf has no sections") for section in sections]
+    wrong += [(key, "unknown key %s (known: %s)" % (plain(key, 40), " ".join(REMEMBERED)))
+              for key in given if key not in REMEMBERED]
     try:
-        parse_options(given)
+        if not wrong:
+            parse_options(given)
+            return given
     except ValueError as error:
-        raise failure(error.args[0], "%s: %s" % error.args)
-    return {key: texts for key, texts in given.items() if texts}
+        wrong = [(error.args[0], "%s: %s" % error.args)]
+    key, what = wrong[0]
+    lines = [number for number, line in enumerate(text.splitlines(), 1)
+             if line.strip().lower().startswith(key.lower())]
+    raise Failure(None, "%s line %d: %s" % (path, (lines or [1])[0], what), "correct it by hand")
 
 
 def edit_conf(text, before, after):
     """Return the text of a NAME.conf with the options of `after`: comments and order are kept."""
-    lines, kept, dropping = text.splitlines(), [], False
+    kept, dropping = [], False
     changed = [key for key in REMEMBERED if before.get(key) != after.get(key)]
-    for line in lines:
+    for line in text.splitlines():
         if line[:1] not in ("", " ", "\t", "#"):
             dropping = line.partition("=")[0].strip().lower() in changed
         if not dropping or line.lstrip().startswith("#"):
             kept.append(line)
     for key in changed:
         texts = after.get(key, [])
-        if REMEMBERED[key][2] and len(texts) > 1:
-            kept.append("%s =" % key)
-            kept.extend("    " + text for text in texts)
-        elif texts:
-            kept.append("%s = %s" % (key, texts[0]))
+        kept += ["%s = %s" % (key, texts[0])] if len(texts) == 1 else (
+            texts and ["%s =" % key] + ["    " + text for text in texts])
     return "".join(line + "\n" for line in kept)
 
 
@@ -482,75 +419,54 @@ def utc_seconds(year, month, day, hour, minute, second):
     if not (1 <= month <= 12 and 1 <= day <= lengths[month - 1]
             and hour < 24 and minute < 60 and second < 60):
         raise ValueError("no such date")
-    before = year - 1
-    days = before * 365 + before // 4 - before // 100 + before // 400 - 719162
-    days += sum(lengths[:month - 1]) + day - 1
-    return days * DAY + hour * 3600 + minute * 60 + second
+    past = year - 1
+    days = past * 365 + past // 4 - past // 100 + past // 400 - 719163 + sum(lengths[:month - 1])
+    return (days + day) * DAY + hour * 3600 + minute * 60 + second
 
 
-def _iso_seconds(text):
-    """Return seconds since 1970 of what iso_time() wrote; ValueError where it is no time."""
-    return utc_seconds(*[int(part) for part in re.match(
-        r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)Z\Z", text).groups()])
+_STORED = {  # how a field of the state is read from its lines, where it is no plain word
+    tuple: tuple, int: lambda lines: int(lines[0]), bool: lambda lines: lines[0] == "yes",
+    "time": lambda lines: utc_seconds(*map(int, re.match(
+        r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)Z\Z", lines[0]).groups()))}
+_KINDS = collections.OrderedDict((field.replace("_", "-"), (
+    field, "time" if field in ("since", "good", "upstream_not_after", "told_at") else type(none)))
+    for field, none in zip(State._fields, NO_STATE))
 
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure where it is damaged."""
-    record = _read_sections(text, path, 0).get("state", {})
     values = {}
-    try:
-        for field in State._fields:
-            lines = record.get(field.replace("_", "-"))
-            if not lines:
-                continue
-            if field in _LISTS:
-                values[field] = tuple(lines)
-            elif field in _TIMES:
-                values[field] = _iso_seconds(lines[0])
-            elif field in _NUMBERS:
-                values[field] = int(lines[0])
-            else:
-                values[field] = lines[0] == "yes" if field == "unserved" else lines[0]
-    except (ValueError, AttributeError):
-        raise Failure(None, "%s: %s cannot be read" % (path, field.replace("_", "-")), "remove it")
+    for key, lines in _read_sections(text, path).get("state", {}).items():
+        field, kind = _KINDS.get(key, (None, None))
+        try:
+            if field and lines:
+                values[field] = _STORED[kind](lines) if kind in _STORED else lines[0]
+        except (ValueError, AttributeError):
+            raise Failure(None, "%s: %s cannot be read" % (path, key), "remove it")
     return NO_STATE._replace(**values)
 
 
 def format_state(state):
     """Return a State as INI text; what does not apply is left out."""
-    lines = ["# what certferry saw last; its time of change is the time of the last check", "[state]"]
-    for field, value in zip(State._fields, state):
-        key = field.replace("_", "-")
-        if not value:
-            continue
-        if field in _LISTS:
-            lines.append("%s =" % key)
-            lines.extend("    " + item for item in value)
-        elif field in _TIMES:
-            lines.append("%s = %s" % (key, iso_time(value)))
-        else:
-            lines.append("%s = %s" % (key, "yes" if value is True else value))
-    return "".join(line + "\n" for line in lines)
+    text = "# what certferry saw last; the time of its change is the time of the last check\n[state]\n"
+    for value, (key, (_, kind)) in zip(state, _KINDS.items()):
+        if value:
+            text += "%s = %s\n" % (key, iso_time(value) if kind == "time" else "yes" if (
+                value is True) else "\n    ".join(("",) + value) if kind is tuple else value)
+    return text
 
 
 def parse_environment(text, path):
     """Return {KEY: VALUE} of the environment file; Failure with file and line where it is bad."""
     values = {}
     for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        match = re.match(r"([A-Za-z_][A-Za-z0-9_]*)=([^\0]*)\Z", line)
-        if not match:
+        match = re.match(r"\s*([A-Za-z_]\w*)=(['\"]?)([^\0]*?)\2\s*\Z", line)
+        if match:
+            values[match.group(1)] = match.group(3)
+        elif line.strip() and not line.lstrip().startswith("#"):
             raise Failure(None, "%s line %d: not a KEY=VALUE line" % (path, number),
                           "correct it by hand")
-        value = match.group(2).strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        values[match.group(1)] = value
     return values
-
-
 # --------------------------------------------------------------------------------------------------
 # Certificates
 # --------------------------------------------------------------------------------------------------
@@ -2046,146 +1962,135 @@ def describe_key(public_key):
     return "%s sha256:%s" % (key_kind(public_key), fingerprint(public_key)[:16])
 
 
-def _key_rule(offer, leaf, wanted, now, evidence):
+def _covers_wanted(leaf, wanted):
+    """Say whether a leaf covers what is required: every -d, or without any NAME or *.NAME."""
+    return all(covers(leaf.domains, domain) for domain in wanted.domains or (wanted.name,)) or (
+        not wanted.domains and "*." + wanted.name in leaf.domains)
+
+
+def _mismatch(evidence, wanted, now):
+    """Return the Verdict on a leaf for a key that is not here: what to do depends on what it is."""
+    leaf, source, current = evidence.leaf, evidence.offer.source.text, wanted.current
+    own = next(iter(wanted.keys), None)
+    keys = "%s, ours is %s" % (describe_key(evidence.public_key), describe_key(own) if own else "?")
+    shown = "%s shows a certificate by %s for %s, for another key" % (
+        source, attribute(leaf.issuer, "organization") or attribute(leaf.issuer, "common name")
+        or "an unnamed issuer", " ".join(leaf.domains[:4]) or "no name")
+    if not _covers_wanted(leaf, wanted):
+        return Verdict("key-mismatch", shown, "--sni HOST, a name under which the upstream serves "
+                       "this one")
+    if current is None:
+        return Verdict("key-mismatch", "%s (%s)" % (shown, keys), "a CDN or load balancer shows its "
+                       "own: name the origin with --from HOST[:PORT]; or bring its key with --key")
+    return Verdict("key-mismatch", "%s has a certificate for another key (%s)" % (source, keys), (
+        "on purpose: certferry %s --key NEW.pem; by accident: on the upstream, certbot renew "
+        "--cert-name %s --reuse-key; the certificate here lasts %d more days" % (
+            wanted.name, wanted.name, days_left(current.leaf, now))))
+
+
+def _key_rule(evidence, wanted, now):
     """The leaf is for a private key that is here, or that came with it, and that is not retired."""
-    public, carried, source = evidence.public_key, evidence.carried_key, offer.source.text
-    if carried is not None and carried != public:
+    public, carried, source = evidence.public_key, evidence.carried_key, evidence.offer.source.text
+    again = "certferry renew %s --force takes it back" % wanted.name
+    if carried not in (None, public):
         return Verdict("key-mismatch", "%s has a private key (%s) that does not fit its certificate"
                        " (%s)" % (source, describe_key(carried), describe_key(public)),
                        "put the matching pair there")
     if public in wanted.rolled_keys:
-        return Verdict("rolled-back", "%s offers the certificate of %s, which was rolled back from"
-                       % (source, iso_time(leaf.not_before)[:10]), "to take it all the same: "
-                       "certferry renew %s --force" % wanted.name)
-    if public in wanted.keys and fingerprint(public) in wanted.retired or (
-            carried and fingerprint(public) in wanted.retired):
-        return Verdict("key-mismatch", "%s has a certificate for a key that was retired here (%s)"
-                       % (source, describe_key(public)), "certferry renew %s --force takes it back"
-                       % wanted.name)
-    if carried is not None or public in wanted.keys:
-        return None
-    issuer = attribute(leaf.issuer, "organization") or attribute(leaf.issuer, "common name")
-    own = next(iter(wanted.keys), None)
-    shown = "%s shows a certificate by %s" % (source, issuer or "an unnamed issuer")
-    if not _covers_wanted(leaf, wanted):
-        return Verdict("key-mismatch", "%s for %s, for another key" % (
-            shown, " ".join(leaf.domains[:4]) or "no name"),
-            "--sni HOST, a name under which the upstream serves this one")
-    if wanted.current is None:
-        return Verdict("key-mismatch", "%s for %s, for another key (%s, ours is %s)" % (
-            shown, " ".join(leaf.domains[:4]), describe_key(public),
-            describe_key(own) if own else "missing"), "a CDN or load balancer shows its own: name "
-            "the origin with --from HOST[:PORT]; or bring its key with --key")
-    return Verdict("key-mismatch", "%s has a certificate for another key (%s, ours is %s)" % (
-        source, describe_key(public), describe_key(own) if own else "missing"),
-        "on purpose: certferry %s --key NEW.pem; by accident: on the upstream, certbot renew "
-        "--cert-name %s --reuse-key; the certificate here lasts %d more days" % (
-            wanted.name, wanted.name, days_left(wanted.current.leaf, now)))
+        return Verdict("rolled-back", "%s offers a certificate for the key that was rolled back from"
+                       % source, again)
+    if carried is None and public not in wanted.keys:
+        return _mismatch(evidence, wanted, now)
+    return fingerprint(public) in wanted.retired and Verdict(
+        "key-mismatch", "%s has a certificate for a key that was retired here (%s)" % (
+            source, describe_key(public)), again)
 
 
-def _covers_wanted(leaf, wanted):
-    """Say whether a leaf covers what is required: every -d, or without any NAME or *.NAME."""
-    if wanted.domains:
-        return all(covers(leaf.domains, domain) for domain in wanted.domains)
-    return covers(leaf.domains, wanted.name) or "*." + wanted.name in leaf.domains
-
-
-def _names_rule(offer, leaf, wanted, now, evidence):
+def _names_rule(evidence, wanted, _):
     """The leaf covers every required name, by its subject alternative name alone."""
-    del now, evidence
-    if _covers_wanted(leaf, wanted):
-        return None
-    lacking = [d for d in wanted.domains or (wanted.name,) if not covers(leaf.domains, d)]
-    has = "is for %s" % " ".join(leaf.domains[:6]) if leaf.domains else (
-        "has no usable subject alternative name (the common name does not count)")
-    return Verdict("names", "the certificate of %s %s, not for %s" % (
-        offer.source.text, has, " ".join(lacking)), "--sni HOST, or -d DOMAIN if less is wanted")
+    names = evidence.leaf.domains
+    lacking = [name for name in wanted.domains or (wanted.name,) if not covers(names, name)]
+    return not _covers_wanted(evidence.leaf, wanted) and Verdict(
+        "names", "the certificate of %s %s, not for %s" % (
+            evidence.offer.source.text, "is for " + " ".join(names[:6]) if names else
+            "has no usable subject alternative name (the common name does not count)",
+            " ".join(lacking)), "--sni HOST, or -d DOMAIN if less is wanted")
 
 
-def _validity_rule(offer, leaf, wanted, now, evidence):
+def _validity_rule(evidence, _, now):
     """The clock is inside the leaf's validity."""
-    del evidence
+    source, leaf = evidence.offer.source.text, evidence.leaf
     clock = "check the clock (it says %s)" % iso_time(now)
     if now > leaf.not_after:
         return Verdict("expired", "the certificate of %s expired on %s" % (
-            offer.source.text, iso_time(leaf.not_after)), "renew it on the upstream, or " + clock)
-    if now < leaf.not_before:
-        return Verdict("not-yet-valid", "the certificate of %s is valid from %s on" % (
-            offer.source.text, iso_time(leaf.not_before)), clock)
-    return None
+            source, iso_time(leaf.not_after)), "renew it on the upstream, or " + clock)
+    return now < leaf.not_before and Verdict("not-yet-valid", "the certificate of %s is valid from "
+                                             "%s on" % (source, iso_time(leaf.not_before)), clock)
 
 
-def _trust_rule(offer, leaf, wanted, now, evidence):
+def _trust_rule(evidence, *_):
     """Leaf and chain, as they would be written, lead to a root, and browsers take them."""
-    del leaf, wanted, now
-    if not evidence.trust:
-        return None
     message, _, hint = evidence.trust.partition(": ")
-    return Verdict("untrusted", "the certificate of %s is not trusted: %s" % (
-        offer.source.text, message), hint or "see to it on the upstream")
+    return message and Verdict("untrusted", "the certificate of %s is not trusted: %s" % (
+        evidence.offer.source.text, message), hint or "see to it on the upstream")
 
 
-def _order_rule(offer, leaf, wanted, now, evidence):
+def _order_rule(evidence, wanted, _):
     """The leaf is newer than the current one: a later notBefore, never a later notAfter."""
-    del now, evidence
-    current = wanted.current and wanted.current.leaf
-    if not current or leaf.not_before > current.not_before or leaf.der == current.der:
+    current, leaf, offer = wanted.current and wanted.current.leaf, evidence.leaf, evidence.offer
+    if not current or leaf.der == current.der or leaf.not_before > current.not_before or (
+            leaf.not_before == current.not_before and fingerprint(leaf.der) not in wanted.replaced):
         return None
-    if leaf.not_before == current.not_before and fingerprint(leaf.der) not in wanted.replaced:
-        return None
-    where = " (%s)" % offer.address if offer.address else ""
     return Verdict("older", "%s%s offers the certificate of %s, older than the one here (%s)" % (
-        offer.source.text, where, iso_time(leaf.not_before), iso_time(current.not_before)),
-        "a stale member of a pool? --force takes it")
+        offer.source.text, " (%s)" % offer.address if offer.address else "", iso_time(
+            leaf.not_before), iso_time(current.not_before)), "a stale member of a pool? --force "
+        "takes it")
 
 
-def _lost_rule(offer, leaf, wanted, now, evidence):
+def _lost_rule(evidence, wanted, _):
     """Without -d, no name of the current certificate is lost."""
-    del now, evidence
     lost = [] if wanted.domains or not wanted.current else [
-        name for name in wanted.current.leaf.domains if not covers(leaf.domains, name)]
+        name for name in wanted.current.leaf.domains if not covers(evidence.leaf.domains, name)]
     return lost and Verdict("names-lost", "the certificate of %s no longer covers %s" % (
-        offer.source.text, " ".join(lost)), "if that is meant: --force, or -d for each name needed")
+        evidence.offer.source.text, " ".join(lost)), "if that is meant: --force, or -d for each "
+        "name needed")
 
 
-def _rolled_back_rule(offer, leaf, wanted, now, evidence):
+def _rolled_back_rule(evidence, wanted, _):
     """The leaf is not one that an administrator rolled back from."""
-    del now, evidence
-    return fingerprint(leaf.der) in wanted.rolled_back and Verdict(
+    return fingerprint(evidence.leaf.der) in wanted.rolled_back and Verdict(
         "rolled-back", "%s still offers the certificate of %s, which was rolled back from" % (
-            offer.source.text, iso_time(leaf.not_before)), "it stays out until there is a newer "
-        "one, or certferry renew %s --force" % wanted.name)
+            evidence.offer.source.text, iso_time(evidence.leaf.not_before)), "it stays out until "
+        "there is a newer one, or certferry renew %s --force" % wanted.name)
 
 
 _RULES = (_key_rule, _names_rule, _validity_rule, _trust_rule, _order_rule, _lost_rule,
           _rolled_back_rule)
-_CURRENT_RULES = (_names_rule, _validity_rule)
 
 
-def judge(evidence, leaf, wanted, now, same=False, force=False):
+def judge(evidence, wanted, now, same=False, force=False):
     """Return the Verdict on an offer: the first rule that it breaks, in the README's order.
 
     `same` asks of the current leaf only what may have changed about it: the names and the clock.
     """
-    for rule in _CURRENT_RULES if same else _RULES[:-3] if force else _RULES:
-        verdict = rule(evidence.offer, leaf, wanted, now, evidence)
+    for rule in _RULES[1:3] if same else _RULES[:4] if force else _RULES:
+        verdict = rule(evidence, wanted, now)
         if verdict:
             return verdict
     return Verdict("", "", "")
 
 
-def gravity(reason):
-    """Return how grave a reason is, for several sources: a changed key most, a stale member least."""
-    return {"key-mismatch": 3, "unreachable": 1, "timeout": 1, "older": 0}.get(reason, 2)
+def gravity(failure):
+    """Return how grave a Failure is, for several sources: a changed key most, a stale member least."""
+    return {"key-mismatch": 3, "unreachable": 1, "timeout": 1, "older": 0}.get(failure.reason, 2)
 
 
-def is_due(leaf, now):
-    """Say whether a renewal is due: a third of the lifetime is left, a half of a short one.
+def due_time(leaf):
+    """Return when a renewal is due: a third of the lifetime is left, or half of ten days or less.
 
-    certbot's rule: short is ten days or less.
+    certbot's rule since 4.0.
     """
-    share = 2 if leaf.lifetime <= 10 * DAY else 3
-    return leaf.not_after - now <= leaf.lifetime / share
+    return leaf.not_after - leaf.lifetime / (2 if leaf.lifetime <= 10 * DAY else 3)
 
 
 def threshold(share, lifetime):
@@ -2196,45 +2101,39 @@ def threshold(share, lifetime):
 def last_good(lineage, now):
     """Return when a source was last heard to good effect, or None; a later time than now is none."""
     state = lineage.state
-    good = lineage.checked if state.result in ("installed", "unchanged", "pending") or (
-        state.result == "deferred" and state.reason == "rolled-back") else state.good
+    sound = state.result in SOUND or (state.result, state.reason) == ("deferred", "rolled-back")
+    good = lineage.checked if sound else state.good
     return good if good is not None and good <= now else None
 
 
-def is_silent(lineage, now):
-    """Say whether there was no good exchange for a tenth of the lifetime, or ever."""
-    leaf = lineage.current.leaf
-    good = last_good(lineage, now)
-    if lineage.options.when == "due":
-        share = 2 if leaf.lifetime <= 10 * DAY else 3
-        due = leaf.not_after - leaf.lifetime / share
-        good = max(good or 0, min(due, now))
-    return good is None or now - good > leaf.lifetime / 10
+def is_confirmed(lineage, now):
+    """Say whether there was a good exchange within a tenth of the lifetime."""
+    leaf, good = lineage.current.leaf, last_good(lineage, now)
+    if lineage.options.when == "due":  # nobody is asked before
+        good = max(good or 0, min(due_time(leaf), now))
+    return good is not None and now - good <= leaf.lifetime / 10
 
 
 def health_of(lineage, now, misfit=False):
     """Return (ok, due, warning or critical; why) of what is in service."""
-    if lineage.current is None:
-        return "critical", "has no certificate"
+    if lineage.current is None or lineage.key is None:
+        return "critical", "has no certificate" if lineage.current is None else "has no private key"
     leaf, options, state = lineage.current.leaf, lineage.options, lineage.state
     left = leaf.not_after - now
-    if misfit:
-        return "critical", "has a private key that does not fit its certificate"
-    if left <= 0:
-        return "critical", "expired on %s" % iso_time(leaf.not_after)
-    ends = "expires in %d days" % (left // DAY) if left >= 2 * DAY else (
-        "expires in %d hours" % (left // 3600))
-    if left <= threshold(options.critical, leaf.lifetime):
-        return "critical", ends
-    if left <= threshold(options.warn, leaf.lifetime):
-        return "warning", ends
-    if state.result == "pending":
-        return "warning", "has something pending (%s)" % state.reason
-    if is_silent(lineage, now):
-        good = last_good(lineage, now)
+    if misfit or left <= 0:
+        return "critical", "has a private key that does not fit its certificate" if misfit else (
+            "expired on %s" % iso_time(leaf.not_after))
+    ends = "expires in %d %s" % ((left // DAY, "days") if left >= 2 * DAY else (
+        left // 3600, "hours"))
+    for health, share in (("critical", options.critical), ("warning", options.warn)):
+        if left <= threshold(share, leaf.lifetime):
+            return health, ends
+    if state.owed or state.unserved:
+        return "warning", "has something pending"
+    if not is_confirmed(lineage, now):
         return "warning", "was not confirmed by its source since %s" % (
-            iso_time(good) if good else "ever")
-    return ("due" if is_due(leaf, now) else "ok"), ends
+            iso_time(last_good(lineage, now)) or "ever")
+    return "due" if now >= due_time(leaf) else "ok", ends
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2242,13 +2141,18 @@ def health_of(lineage, now, misfit=False):
 # --------------------------------------------------------------------------------------------------
 
 
+def refuse_foreign(path, info, private=True):
+    """Raise Failure where a file or folder is another user's, or others can write it."""
+    if info.st_uid not in (0, os.geteuid()):
+        raise Failure(None, "%s belongs to uid %d" % (path, info.st_uid), "chown it to root")
+    if private and info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
+        raise Failure(None, "%s can be written by others" % path, "chmod go-w")
+
+
 def check_folder(path):
     """Raise Failure where a folder, or the link to it, is another user's or open to others."""
-    for info in (os.lstat(path), os.stat(path)):
-        open_to_others = info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode)
-        if info.st_uid not in (0, os.geteuid()) or open_to_others:
-            raise Failure(None, "%s %s" % (path, "can be written by others" if open_to_others else (
-                "belongs to uid %d" % info.st_uid)), "chown it to root, chmod go-w")
+    refuse_foreign(path, os.lstat(path))
+    refuse_foreign(path, os.stat(path))
 
 
 def read_file(path, limit, private=False):
@@ -2259,15 +2163,16 @@ def read_file(path, limit, private=False):
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb", 0) as file:
         info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise Failure(None, "%s is no regular file" % path, "remove it")
-        if info.st_uid not in (0, os.geteuid()):
-            raise Failure(None, "%s belongs to uid %d" % (path, info.st_uid), "chown it to root")
-        if private and info.st_mode & 0o022:
-            raise Failure(None, "%s can be written by others" % path, "chmod go-w")
-        if info.st_size > limit:
-            raise Failure(None, "%s has more than %d bytes" % (path, limit), "is it the right one?")
-        return file.read(limit + 1)
+        refuse_foreign(path, info, private)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+            raise Failure(None, "%s is no regular file of at most %d bytes" % (path, limit),
+                          "put the right one there")
+        return file.read(limit)
+
+
+def read_text(path):
+    """Return the text of a record that nobody else can write."""
+    return read_file(path, MAX_RECORD, private=True).decode("utf-8", "surrogateescape")
 
 
 def real_path(place, path):
@@ -2275,10 +2180,9 @@ def real_path(place, path):
     if not os.path.islink(path):
         return path
     real = os.path.realpath(path)
-    if os.lstat(path).st_uid not in (0, os.geteuid()) or not real.startswith(
-            os.path.realpath(place.config) + "/"):
-        raise Failure(None, "%s is a link out of the config dir, or another user's" % path,
-                      "put the file itself there")
+    refuse_foreign(path, os.lstat(path))
+    if not real.startswith(os.path.realpath(place.config) + "/"):
+        raise Failure(None, "%s is a link out of the config dir" % path, "put the file itself there")
     if os.path.exists(real):
         check_folder(os.path.dirname(real))
     return real
@@ -2293,8 +2197,19 @@ def _sync(path):
         os.close(descriptor)
 
 
+def _dress(descriptor, like, mode):
+    """Give a new file owner and group of the stat result `like`, then its mode: never wider."""
+    info = os.fstat(descriptor)
+    if (like.st_uid, like.st_gid) != (info.st_uid, info.st_gid):
+        try:
+            os.fchown(descriptor, like.st_uid, like.st_gid)
+        except PermissionError:
+            mode &= 0o2700  # not root: the group's rights would go to another group
+    os.fchmod(descriptor, mode)
+
+
 def _create(path, data, mode, like=None):
-    """Make a new file of `data`, synced; `like` is a stat result whose owner and group it gets."""
+    """Make a new file of `data`, synced, with owner and group of the stat result `like`."""
     if os.path.lexists(path):
         os.unlink(path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
@@ -2302,61 +2217,61 @@ def _create(path, data, mode, like=None):
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            _dress(file.fileno(), mode, like)
-            os.fsync(file.fileno())
+            _dress(descriptor, like or os.fstat(descriptor), mode)
+            os.fsync(descriptor)
     except BaseException:
         os.unlink(path)
         raise
 
 
-def _dress(descriptor, mode, like=None):
-    """Give a file its owner and group, then its mode: never wider in between."""
-    info = os.fstat(descriptor)
-    if like and (like.st_uid, like.st_gid) != (info.st_uid, info.st_gid):
-        try:
-            os.fchown(descriptor, like.st_uid, like.st_gid)
-        except PermissionError:
-            mode &= 0o700  # not root: the group's rights would go to another group
-    os.fchmod(descriptor, mode)
+def _hidden(path):
+    """Return the temporary name beside a path."""
+    folder, name = os.path.split(path)
+    return "%s/.%s%s" % (folder, name.lstrip("."), LITTER)
 
 
 def write_file(path, data, mode=0o600):
     """Replace a file in one rename by one that is complete and synced."""
-    folder, name = os.path.split(path)
-    temporary = "%s/.%s%s" % (folder, name, LITTER)
-    _create(temporary, data, mode)
-    os.rename(temporary, path)
-    _sync(folder)
-
-
-def make_folder(path, mode=None):
-    """Make a folder with the mode of its parent, unless it is there; nobody else may write it."""
-    try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:
-        return
-    parent = os.path.dirname(path)
-    os.chmod(path, mode or stat.S_IMODE(os.stat(parent).st_mode) & 0o2755)
-    _sync(parent)
+    _create(_hidden(path), data, mode)
+    os.rename(_hidden(path), path)
+    _sync(os.path.dirname(path))
 
 
 def _set_link(target, path):
     """Make `path` a link to `target` in one rename."""
-    folder, name = os.path.split(path)
-    temporary = "%s/.%s%s" % (folder, name.lstrip("."), LITTER)
-    if os.path.lexists(temporary):
-        os.unlink(temporary)
-    os.symlink(target, temporary)
-    os.rename(temporary, path)
+    if os.path.lexists(_hidden(path)):
+        os.unlink(_hidden(path))
+    os.symlink(target, _hidden(path))
+    os.rename(_hidden(path), path)
+
+
+def make_folder(path, mode=None):
+    """Make a folder with the mode of its parent, closed to other writers; or check what is there."""
+    if not os.path.lexists(path):
+        os.mkdir(path, 0o700)
+        parent = os.path.dirname(path)
+        os.chmod(path, mode or stat.S_IMODE(os.stat(parent).st_mode) & 0o2755)
+        _sync(parent)
+    check_folder(path)
+
+
+def _remove_folder(folder):
+    """Remove a version's folder; nothing where there is none."""
+    if os.path.isdir(folder):
+        for name in os.listdir(folder):
+            os.unlink("%s/%s" % (folder, name))
+        os.rmdir(folder)
 
 
 def _copy_key(source, target, like):
-    """Copy a key file to a new one with the owner, group, mode and ACL of the file `like`."""
+    """Copy a key to a new inode, so that a write through the live link spoils one version only.
+
+    It gets owner, group, mode and ACL of the file `like`.
+    """
     info = os.stat(like)
     _create(target, read_file(source, MAX_KEY), stat.S_IMODE(info.st_mode), info)
     try:
-        os.setxattr(target, "system.posix_acl_access",
-                    os.getxattr(like, "system.posix_acl_access"))
+        os.setxattr(target, "system.posix_acl_access", os.getxattr(like, "system.posix_acl_access"))
     except (OSError, AttributeError):
         pass  # it has no ACL, or the file system knows none
 
@@ -2371,41 +2286,55 @@ def _label(path):
 
 def save_state(place, state):
     """Write NAME.state in one rename."""
-    make_folder(os.path.dirname(place.state), 0o700)
+    make_folder(place.records, 0o700)
     write_file(place.state, format_state(state).encode("utf-8", "surrogateescape"))
+
+
+def touch_state(place, now):
+    """Set the time of the last check."""
+    os.utime(place.state, (now, now))
 
 
 def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
-    make_folder(os.path.dirname(place.conf), 0o700)
-    try:
-        text = read_file(place.conf, MAX_RECORD, True).decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
-        text = ""
+    make_folder(place.records, 0o700)
+    text = read_text(place.conf) if os.path.lexists(place.conf) else ""
     edited = edit_conf(text, parse_conf(text, place.conf), given)
-    if edited != text or not text:
-        write_file(place.conf, edited.encode("utf-8", "surrogateescape"))
+    write_file(place.conf, edited.encode("utf-8", "surrogateescape"))
 
 
 def version_numbers(place):
     """Return the numbers of the versions that there are, the newest first."""
     pattern = re.compile(re.escape(place.name) + r"@([1-9]\d{0,8})\Z")
+    names = os.listdir(place.archive) if os.path.isdir(place.archive) else ()
+    return sorted((int(match.group(1)) for match in map(pattern.match, names) if match),
+                  reverse=True)
+
+
+def next_number(place):
+    """Return the number of the version that is made next."""
+    return max(version_numbers(place) + [0]) + 1
+
+
+def _load(number, folder, paths):
+    """Return the Version in certificate files, or None where they are missing or damaged."""
     try:
-        names = os.listdir(place.archive)
-    except FileNotFoundError:
-        return []
-    return sorted((int(m.group(1)) for m in map(pattern.match, names) if m), reverse=True)
+        leaf, *chain = read_pem(b"".join(read_file(path, MAX_OFFER) for path in paths))[0]
+        return Version(number, folder, parse_certificate(leaf), tuple(chain))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
 
 
 def load_version(place, number):
     """Return a Version from the archive, or None where its certificates are missing or damaged."""
     folder = place.version(number)
-    try:
-        data = read_file(folder + "/fullchain.pem", MAX_OFFER)
-        leaf, *chain = read_pem(data)[0]
-        return Version(number, folder, parse_certificate(leaf), tuple(chain))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
+    return _load(number, folder, [folder + "/fullchain.pem"])
+
+
+def load_versions(place):
+    """Return the versions in the archive that can be read, the newest first."""
+    return [version for version in (load_version(place, number)
+                                    for number in version_numbers(place)) if version]
 
 
 def find_current(place):
@@ -2413,143 +2342,105 @@ def find_current(place):
     try:
         target = os.readlink(place.pointer)
     except OSError:
-        return _find_loose(place)
-    match = re.match(r".*/%s@([1-9]\d{0,8})\Z" % re.escape(place.name), target)
-    if not match or target != "../../archive/" + target.rsplit("/", 1)[1] and os.path.realpath(
-            place.pointer) != os.path.realpath(place.version(int(match.group(1)))):
-        raise Failure(None, "%s points to %s, which is no version" % (place.pointer, target),
+        full, cert, chain = (real_path(place, "%s/%s" % (place.live, name))
+                             for name in ("fullchain.pem", "cert.pem", "chain.pem"))
+        return _load(None, place.live, [full] if os.path.lexists(full) else [cert, chain] if (
+            os.path.lexists(chain)) else [cert])
+    match = re.match(r"(.*)/%s@([1-9]\d{0,8})\Z" % re.escape(place.name), target)
+    if not match or match.group(1) != "../../archive" and os.path.realpath(
+            "%s/%s" % (place.live, match.group(1))) != os.path.realpath(place.archive):
+        raise Failure(None, "%s points to %s, which is no version" % (place.pointer, plain(target)),
                       "remove it")
-    return load_version(place, int(match.group(1)))
-
-
-def _find_loose(place):
-    """Return the plain files or certbot's links in live/NAME as a Version without a number."""
-    for names in (("fullchain.pem",), ("cert.pem", "chain.pem")):
-        try:
-            data = b"".join(read_file(real_path(place, "%s/%s" % (place.live, name)), MAX_OFFER)
-                            for name in names
-                            if name != "chain.pem" or os.path.exists(place.live + "/chain.pem"))
-            leaf, *chain = read_pem(data)[0]
-            return Version(None, place.live, parse_certificate(leaf), tuple(chain))
-        except FileNotFoundError:
-            continue
-        except ValueError:
-            return None
-    return None
+    return load_version(place, int(match.group(2)))
 
 
 def find_key(place, current):
     """Return the path of the lineage's private key, or None where there is none."""
     path = (current.folder if current and current.number else place.live) + "/privkey.pem"
-    try:
-        path = real_path(place, path)
-        return path if stat.S_ISREG(os.lstat(path).st_mode) else None
-    except FileNotFoundError:
-        return None
+    path = real_path(place, path)
+    return path if os.path.lexists(path) else None
 
 
-def key_stamp(path):
-    """Return what changes when a key file does: inode, size, times."""
+def key_record(path, public_key):
+    """Return a word that changes when a key file, or the public key that it fits, does."""
     info = os.stat(path)
-    return "%d:%d:%d" % (info.st_ino, info.st_size, info.st_mtime_ns)
+    return "%d:%d:%d:%d" % (info.st_ino, info.st_size, info.st_mtime_ns, checksum(public_key))
 
 
 def staged_keys(place):
     """Return the paths of the staged keys, sorted."""
-    try:
-        names = os.listdir(place.live)
-    except FileNotFoundError:
-        return []
-    return [place.live + "/" + name for name in sorted(names)
+    names = os.listdir(place.live) if os.path.isdir(place.live) else ()
+    return ["%s/%s" % (place.live, name) for name in sorted(names)
             if re.match(r"privkey-.+\.pem\Z", name)]
 
 
-def stage_key(place, pem, public_key, first):
-    """Put a private key (PEM bytes) into live/NAME: as its key if it is the first, else staged."""
+def stage_key(place, pem, public_key, first=False):
+    """Put a private key (PEM bytes) into live/NAME, as its key if it is the first; return its path."""
     for folder in (place.config, place.config + "/live", place.live):
         make_folder(folder)
-        check_folder(folder)
-    name = "privkey.pem" if first else "privkey-%s.pem" % fingerprint(public_key)[:16]
-    write_file("%s/%s" % (place.live, name), pem)
-    return "%s/%s" % (place.live, name)
+    path = "%s/privkey%s.pem" % (place.live, "" if first else "-" + fingerprint(public_key)[:16])
+    write_file(path, pem)
+    return path
 
 
 def _stage_version(place, number, before, members, key, link):
     """Make the hidden folder of a version, complete and synced; return its path.
 
-    `members` are the three certificate files, `key` a path or a Secret, `before` the version or
-    folder whose owner and mode the folder gets, `link` adopts the key's own file where it can.
+    `members` are the three certificate files, `key` a path or a Secret, `before` the Version whose
+    owner and modes it takes over, `link` adopts the key's own file where that can be.
     """
-    folder = "%s/.%s@%d%s" % (place.archive, place.name, number, LITTER)
-    _remove_tree(folder)
+    folder, target = _hidden(place.version(number)), _hidden(place.version(number)) + "/privkey.pem"
+    old = find_key(place, before)
+    _remove_folder(folder)
     os.mkdir(folder, 0o700)
     for name, data in zip(MEMBERS, members):
         _create("%s/%s" % (folder, name), data, 0o644)
-    target, old = folder + "/privkey.pem", find_key(place, before)
     if isinstance(key, Secret):
         _create(target, key.pem, 0o600)
+        key, link = target, False
         if old:
-            _copy_key(target, folder + "/.privkey.pem" + LITTER, old)
-            os.rename(folder + "/.privkey.pem" + LITTER, target)
-    else:
-        if link and _label(key) == _label(place.archive):
-            try:
-                os.link(key, target, follow_symlinks=False)
-            except OSError:
-                link = False  # another file system, or one that has no links
-        if not os.path.exists(target):
-            _copy_key(key, target, old if old and not link else key)
-    info = os.stat(before.folder if before and before.number else place.archive)
+            _copy_key(key, _hidden(target), old)
+            os.rename(_hidden(target), target)
+    elif link and _label(key) == _label(place.archive):
+        try:
+            os.link(key, target, follow_symlinks=False)
+        except OSError:
+            pass  # another file system, or one that has no links
+    if not os.path.lexists(target):
+        _copy_key(key, target, key if link or not old else old)
+    like = os.stat(before.folder if before and before.number else place.archive)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _dress(descriptor, stat.S_IMODE(info.st_mode) & 0o2755,
-               info if before and before.number else None)
+        _dress(descriptor, like if before and before.number else os.fstat(descriptor),
+               stat.S_IMODE(like.st_mode) & 0o2755)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return folder
 
 
-def _remove_tree(folder):
-    """Remove a version's folder; nothing where there is none."""
+def _shake_hands(folder, leaf):
+    """Complete a handshake in memory with a version's files; Failure where a server could not."""
+    import ssl
+    server, client = (ssl.SSLContext(protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER,
+                                                                ssl.PROTOCOL_TLS_CLIENT))
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
     try:
-        names = os.listdir(folder)
-    except FileNotFoundError:
-        return
-    for name in names:
-        os.unlink("%s/%s" % (folder, name))
-    os.rmdir(folder)
-
-
-def _rehearse(folder, leaf):
-    """Load a staged version as a server does and shake hands with it in memory; Failure if not.
-
-    What nginx would find out at its reload is found out before; a key file whose public half lies
-    too. It costs a few milliseconds in a process of its own.
-    """
-    def shake():
-        import ssl
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
-        try:
-            server.load_cert_chain(folder + "/fullchain.pem", folder + "/privkey.pem", lambda: "")
-            up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-            ends = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
-            for turn in range(12):
-                try:
-                    ends[turn % 2].do_handshake()
-                except ssl.SSLWantReadError:
-                    pass
-            shown = ends[0].getpeercert(binary_form=True)
-        except (ssl.SSLError, ValueError) as error:
-            raise Failure("rehearsal", "key and certificate do not work together in a handshake "
-                          "(%s)" % plain(getattr(error, "reason", None) or error, 80),
-                          "is the key file damaged? bring the upstream's again with --key")
-        if shown != leaf:
-            raise Failure("rehearsal", "a server would show another certificate", "report this")
-        return b"shaken"
-    in_own_process(shake, OPENSSL_SECONDS, unprivileged=False)
+        server.load_cert_chain(folder + "/fullchain.pem", folder + "/privkey.pem", lambda: "")
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
+        for turn in range(12):
+            try:
+                ends[turn % 2].do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+        if ends[0].getpeercert(binary_form=True) == leaf:
+            return b"done"
+        words = "another certificate"
+    except (ssl.SSLError, ValueError) as error:
+        words = plain(getattr(error, "reason", None) or error, 80)
+    raise Failure("rehearsal", "key and certificate do not complete a handshake (%s)" % words,
+                  "is the key file damaged? bring the upstream's again with --key")
 
 
 def _point(place, number):
@@ -2560,97 +2451,45 @@ def _point(place, number):
     3. plain files and other links, of the same content by now, are replaced by links
     4. the links' own times are touched: inotify on a path through a link sees nothing otherwise
     """
-    for name in MEMBERS:
-        if not os.path.lexists("%s/%s" % (place.live, name)):
-            _set_link(".current/" + name, "%s/%s" % (place.live, name))
+    paths = [("%s/%s" % (place.live, name), ".current/" + name) for name in MEMBERS]
+    for path, target in paths:  # 1
+        if not os.path.lexists(path):
+            _set_link(target, path)
     archive = os.path.relpath(os.path.realpath(place.archive), os.path.realpath(place.live))
-    _set_link("%s/%s@%d" % (archive, place.name, number), place.pointer)
+    _set_link("%s/%s@%d" % (archive, place.name, number), place.pointer)  # 2
     _sync(place.live)
-    for name in MEMBERS:
-        path = "%s/%s" % (place.live, name)
-        if not os.path.islink(path) or os.readlink(path) != ".current/" + name:
-            _set_link(".current/" + name, path)
-        os.utime(path, follow_symlinks=False)
+    for path, target in paths:
+        if not os.path.islink(path) or os.readlink(path) != target:  # 3
+            _set_link(target, path)
+        os.utime(path, follow_symlinks=False)  # 4
     _sync(place.live)
 
 
 def install_version(lineage, leaf, chain, key, state, members=None, link=False):
     """Make a new version of leaf, chain (DER) and key, and make it current; return it.
 
-    `state` is recorded before the rename, with the hooks that it owes, so that a run that dies in
-    between has them run by the next one. `members` and `link` adopt what is there as it is. Steps:
-    1 stage, 2 rehearse, 3 record, 4 give it its name, 5 point at it.
+    `members` and `link` adopt what is there as it is. The `state` is recorded before the rename,
+    with the hooks that it owes, so that a run that dies in between has them run by the next one.
     """
     place = lineage.place
-    for folder in (place.archive, place.live):
-        make_folder(folder)
-        check_folder(folder)
-    number = max(version_numbers(place) + [0]) + 1
+    make_folder(place.archive)
+    number = next_number(place)
     pems = members or (to_pem([leaf.der]), to_pem(chain), to_pem((leaf.der,) + chain))
     staged = _stage_version(place, number, lineage.current, pems, key, link)
-    if not members:
-        _rehearse(staged, leaf.der)
+    try:
+        if not members:  # what a server would find out at its reload is found out before
+            in_own_process(lambda: _shake_hands(staged, leaf.der), OPENSSL_SECONDS, False)
+    except Failure:
+        _remove_folder(staged)
+        raise
     try:
         save_state(place, state._replace(owed_version=number))
     except OSError:
-        pass  # said when the run ends; a record that cannot be written does not stop a deployment
+        pass  # said at the end of the run: it does not stop a deployment
     os.rename(staged, place.version(number))
     _sync(place.archive)
     _point(place, number)
     return Version(number, place.version(number), leaf, tuple(chain))
-
-
-def adopt(lineage):
-    """Return the lineage with loose files as a version: identical, then links, then one rename.
-
-    As it was where there is nothing to adopt, or the key does not fit.
-    """
-    place, current = lineage.place, lineage.current
-    if current is None or current.number is not None or lineage.key is None:
-        return lineage
-    full = to_pem((current.leaf.der,) + current.chain)
-    members = []
-    for name, made in zip(MEMBERS, (to_pem([current.leaf.der]), to_pem(current.chain), full)):
-        path = "%s/%s" % (place.live, name)
-        data = read_file(real_path(place, path), MAX_OFFER) if os.path.exists(path) else made
-        if not holds_only_certificates(data):
-            raise Failure(None, "%s holds more than certificates" % path, "take the rest out of it")
-        members.append(data)
-    note = [] if os.path.islink(place.live + "/fullchain.pem") else [
-        "%s/ holds links now: containers need live and archive both mounted" % place.live]
-    version = install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state,
-                              members, link=True)
-    return lineage._replace(current=version, key=version.folder + "/privkey.pem",
-                            notices=lineage.notices + note)
-
-
-def prune(place, current):
-    """Remove versions: kept are the current one, the five newest, at most two keys among them.
-
-    Of the key that is not the current one only the newest version stays.
-    """
-    kept_other = False
-    for position, number in enumerate(version_numbers(place)):
-        if number == current.number:
-            continue
-        version = load_version(place, number)
-        other = version is None or version.leaf.public_key != current.leaf.public_key
-        if position >= KEPT_VERSIONS or version is None or other and kept_other:
-            _remove_tree(place.version(number))
-        kept_other = kept_other or other
-    _sync(place.archive)
-
-
-def rollback_target(lineage):
-    """Return the newest Version before the current one that was not itself rolled back from."""
-    current = lineage.current
-    for number in version_numbers(lineage.place):
-        version = load_version(lineage.place, number) if current and current.number and (
-            number < current.number) else None
-        if version and version.leaf.der != current.leaf.der and fingerprint(
-                version.leaf.der) not in lineage.state.rolled_back:
-            return version
-    return None
 
 
 def point_back(lineage, version, state):
@@ -2659,75 +2498,128 @@ def point_back(lineage, version, state):
     _point(lineage.place, version.number)
 
 
-def recover(place, state, current):
-    """Remove what an interrupted run left; return lines that say so."""
-    done = []
-    for folder, pattern in ((place.live, r"\..+"), (os.path.dirname(place.state), r"\.%s\.\w+"),
-                            (place.archive, r"\.%s@\d+")):
-        pattern = re.compile((pattern.replace("%s", re.escape(place.name))) + re.escape(LITTER)
-                             + r"\Z")
-        for name in filter(pattern.match, os.listdir(folder) if os.path.isdir(folder) else ()):
-            path = "%s/%s" % (folder, name)
-            if os.path.isdir(path) and not os.path.islink(path):
-                _remove_tree(path)
-            else:
-                os.unlink(path)
-            done.append(path)
-    number = state.owed_version
-    if number and number > (current.number or 0 if current else 0) and os.path.isdir(
+def adopt(lineage):
+    """Return the lineage with loose files as a version: identical, then links, then one rename.
+
+    As it was where there is nothing to adopt.
+    """
+    place, current = lineage.place, lineage.current
+    if current is None or current.number or lineage.key is None:
+        return lineage
+    members = [to_pem([current.leaf.der]), to_pem(current.chain),
+               to_pem((current.leaf.der,) + current.chain)]
+    for position, name in enumerate(MEMBERS[:3]):
+        path = "%s/%s" % (place.live, name)
+        if os.path.lexists(path):
+            members[position] = read_file(real_path(place, path), MAX_OFFER)
+            if not holds_only_certificates(members[position]):
+                raise Failure(None, "%s holds more than certificates" % path, "take the rest out")
+    notices = lineage.notices
+    if not os.path.islink(place.live + "/fullchain.pem"):
+        notices += ("%s/ holds links now: a container needs live and archive both mounted"
+                    % place.live,)
+    version = install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state,
+                              members, link=True)
+    return lineage._replace(current=version, key=version.folder + "/privkey.pem", notices=notices)
+
+
+def prune(place, current):
+    """Remove versions: kept are the current one, the five newest, at most two keys among them.
+
+    Of keys that are not the current one only the newest version stays.
+    """
+    others = 0
+    for position, number in enumerate(version_numbers(place)):
+        version = load_version(place, number)
+        if number != current.number and version:
+            others += version.leaf.public_key != current.leaf.public_key
+        if number != current.number and (position >= KEPT_VERSIONS or not version or others > 1 and (
+                version.leaf.public_key != current.leaf.public_key)):
+            _remove_folder(place.version(number))
+    _sync(place.archive)
+
+
+def rollback_target(lineage):
+    """Return the newest Version before the current one that was not itself rolled back from."""
+    current = lineage.current
+    for version in load_versions(lineage.place) if current and current.number else ():
+        if version.number < current.number and version.leaf.der != current.leaf.der and fingerprint(
+                version.leaf.der) not in lineage.state.rolled_back:
+            return version
+    return None
+
+
+def remove_litter(folder):
+    """Remove what an interrupted run left in a folder; return the paths."""
+    found = ["%s/%s" % (folder, name) for name in (
+        os.listdir(folder) if os.path.isdir(folder) else ()) if name.endswith(LITTER)]
+    for path in found:
+        _remove_folder(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+    return found
+
+
+def remove_unfinished(lineage):
+    """Remove a version that was named and never made current, and litter; return the paths."""
+    place, number = lineage.place, lineage.state.owed_version
+    found = remove_litter(place.live)
+    if number > ((lineage.current.number or 0) if lineage.current else 0) and os.path.isdir(
             place.version(number)):
-        _remove_tree(place.version(number))
-        done.append(place.version(number))
-    return ["removed what an interrupted run left: " + " ".join(done)] if done else []
+        _remove_folder(place.version(number))
+        found.append(place.version(number))
+    return found
 
 
 def mend_links(place, current):
-    """Make live links whole beside a .current; return (lines that say so, a key put there or None).
+    """Make live links whole beside a .current; return (paths mended, a Secret put there or None).
 
-    A plain file of the same content becomes a link again; a private key of another content is
-    returned, to be staged, and the current one is kept.
+    A plain file of the same content becomes a link again. A private key of another content is
+    returned, to be staged, and the current one is kept. Somebody's own certificate stays until the
+    next deploy.
     """
-    lines, key = [], None
+    mended, key = [], None
     for name in MEMBERS:
-        path, kept = "%s/%s" % (place.live, name), "%s/%s" % (current.folder, name)
-        link = os.readlink(path) if os.path.islink(path) else None
-        if link == ".current/" + name:
+        path, target = "%s/%s" % (place.live, name), ".current/" + name
+        if os.path.islink(path) and os.readlink(path) == target:
             continue
-        if os.path.lexists(path):
-            try:
-                data = read_file(real_path(place, path), MAX_OFFER)
-            except FileNotFoundError:
-                data = None
-            if data is not None and data != read_file(kept, MAX_OFFER):
+        real = real_path(place, path)
+        if os.path.lexists(real):
+            data = read_file(real, MAX_OFFER)
+            if data != read_file("%s/%s" % (current.folder, name), MAX_OFFER):
                 if name != "privkey.pem":
-                    continue  # somebody's own certificate: the next deploy replaces it
-                key = data
-        _set_link(".current/" + name, path)
-        lines.append("made %s a link to the current version again" % path)
-    if lines:
+                    continue
+                key = Secret(data)
+        mended.append((path, target))
+    return mended, key
+
+
+def link_again(place, mended):
+    """Replace the paths that mend_links() found by links."""
+    for path, target in mended:
+        _set_link(target, path)
+    if mended:
         _sync(place.live)
-    return lines, Secret(key) if key else None
 
 
 def restore_key(lineage):
-    """Put back the key of the current version from an older one that fits; say whether one did."""
-    place, current = lineage.place, lineage.current
-    for number in version_numbers(place):
-        path = place.version(number) + "/privkey.pem"
-        version = load_version(place, number) if number != current.number else None
-        if version is None or version.leaf.public_key != current.leaf.public_key:
-            continue
-        try:
-            if public_half(read_file(path, MAX_KEY), True) != current.leaf.public_key:
-                continue
-        except (OSError, ValueError):
-            continue
-        temporary = "%s/.privkey.pem%s" % (current.folder, LITTER)
-        _copy_key(path, temporary, path)
-        os.rename(temporary, current.folder + "/privkey.pem")
-        _sync(current.folder)
-        return True
+    """Put back the key of the current version from another one that fits; say whether one did."""
+    current = lineage.current
+    for version in load_versions(lineage.place):
+        path, target = version.folder + "/privkey.pem", current.folder + "/privkey.pem"
+        if version.number != current.number and version.leaf.public_key == current.leaf.public_key:
+            try:
+                if public_half(read_file(path, MAX_KEY), True) == current.leaf.public_key:
+                    _copy_key(path, _hidden(target), path)
+                    os.rename(_hidden(target), target)
+                    _sync(current.folder)
+                    return True
+            except (FileNotFoundError, ValueError):
+                pass
     return False
+
+
+def remove_key(path):
+    """Remove a staged key that has become the lineage's."""
+    os.unlink(path)
 
 
 def lock(config):
@@ -2737,26 +2629,19 @@ def lock(config):
     """
     import fcntl
     descriptor = os.open(config, os.O_RDONLY | os.O_DIRECTORY)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
+    deadline, holder = time.monotonic() + LOCK_SECONDS, "another process"
+    while time.monotonic() < deadline:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
-                break
             time.sleep(0.1)
-    holder = "another process"
     try:
-        with open("/proc/locks") as file:
-            for line in file:
-                parts = line.split()
-                if len(parts) > 5 and parts[1] == "FLOCK" and parts[5].endswith(
-                        ":%d" % os.fstat(descriptor).st_ino):
-                    holder = "process %s" % parts[4]
-    except OSError:
+        inode = ":%d" % os.fstat(descriptor).st_ino
+        with open("/proc/locks") as file:  # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
+            found = [line.split() for line in file if "FLOCK" in line and inode + " " in line]
+        holder = "process " + found[0][4]
+    except (OSError, IndexError):
         pass
-    os.close(descriptor)
     raise Failure(None, "%s holds %s for over %d s" % (holder, config, LOCK_SECONDS),
                   "wait for it, or look at what it does")
 
@@ -2769,59 +2654,50 @@ def lock(config):
 def hook_files(config, kind):
     """Return the hooks in renewal-hooks/KIND as certbot would run them: executable, sorted."""
     folder = "%s/renewal-hooks/%s" % (config, kind)
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return []
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
     paths = [folder + "/" + name for name in names if not name.endswith("~")]
     return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
 
 
 def deploy_hooks(config, options):
     """Return what a deploy runs: the directory's files, then the lineage's own, each once."""
-    hooks = hook_files(config, "deploy")
-    return hooks + [hook for hook in options.deploy_hooks if hook not in hooks]
+    return list(collections.OrderedDict.fromkeys(
+        hook_files(config, "deploy") + list(options.deploy_hooks)))
 
 
-def _refused(path):
-    """Return why a hook file must not be run by this user, or ""."""
-    for each in (os.path.dirname(path), path, os.path.realpath(path)):
-        info = os.lstat(each)
-        if info.st_uid not in (0, os.geteuid()):
-            return "%s belongs to uid %d: chown it to root" % (each, info.st_uid)
-        if info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
-            return "%s can be written by others: chmod go-w" % each
-    return ""
+def _start_hook(hook, inside, environment):
+    """Return the started process of a hook: a program in renewal-hooks, or a shell command."""
+    import subprocess
+    command = hook.encode("utf-8", "surrogateescape")
+    for arguments in [command] if inside else ["/bin/sh", "-c", command], ["/bin/sh", command]:
+        try:
+            return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT, cwd="/", env=environment,
+                                    start_new_session=True)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC or len(arguments) > 1:  # no #! line: sh's, as ever
+                raise
 
 
 def run_hook(hook, config, environment, variables, pass_on):
     """Run a hook and return ("" or what went wrong, seconds it took).
 
-    A path inside renewal-hooks is run as a program, anything else by a shell. Its output goes to
-    pass_on(bytes) as it comes. The hook is over when its own process ends: what it started in the
-    background may live on.
+    Its output goes to pass_on(bytes) as it comes. It is over when its own process ends: what it
+    started in the background may live on, with the pipe.
     """
-    import subprocess
+    started, last, ended = time.monotonic(), b"", False
     inside = hook.startswith(config + "/renewal-hooks/")
-    refused = _refused(hook) if inside else ""
-    if refused:
-        return refused, 0.0
     environment = {key: value for key, value in environment.items() if key not in CREDENTIALS}
-    environment.update(variables)
-    environment["PATH"] = ":".join(filter(None, (environment.get("PATH"), SAFE_PATH)))
-    command = hook.encode("utf-8", "surrogateescape")
-    started, last = time.monotonic(), b""
-    for arguments in ([command], ["/bin/sh", command]) if inside else (["/bin/sh", "-c", command],):
-        try:
-            process = subprocess.Popen(
-                arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/",
-                stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-            break
-        except OSError as error:
-            if error.errno != errno.ENOEXEC or len(arguments) > 1:  # a script without #! is sh's
-                return os.strerror(error.errno).lower(), 0.0
+    environment.update(variables, PATH=":".join(filter(None, (environment.get("PATH"), SAFE_PATH))))
+    try:
+        for path in (os.path.dirname(hook), hook, os.path.realpath(hook)) if inside else ():
+            refuse_foreign(path, os.lstat(path))
+        process = _start_hook(hook, inside, environment)
+    except Failure as failure:
+        return "%s: %s" % (failure, failure.hint), 0.0
+    except OSError as error:
+        return os.strerror(error.errno or 0).lower(), 0.0
     with process.stdout as output:
-        ended = False
         while not ended:
             ended = process.poll() is not None
             if time.monotonic() - started > HOOK_SECONDS:
@@ -2829,17 +2705,15 @@ def run_hook(hook, config, environment, variables, pass_on):
                 return "did not end in %d s" % HOOK_SECONDS, time.monotonic() - started
             while select.select([output], [], [], 0 if ended else 0.05)[0]:
                 piece = os.read(output.fileno(), 65536)
-                if not piece:
-                    process.wait(max(0.1, HOOK_SECONDS + started - time.monotonic()))
-                    ended = True
-                    break
                 pass_on(piece)
                 last = (last + piece)[-400:]
-    seconds = time.monotonic() - started
-    if process.returncode == 0:
-        return "", seconds
-    words = last.decode("utf-8", "replace").strip().split("\n")[-1]
-    return "status %d%s" % (process.returncode, words and ", " + plain(words, 120)), seconds
+                if not piece:
+                    time.sleep(0 if process.poll() is not None else 0.01)
+                    break
+    words = plain(last.decode("utf-8", "replace").strip().split("\n")[-1], 120)
+    status = process.returncode
+    return status and "status %d%s" % (status, words and ", " + words) or "", (
+        time.monotonic() - started)
 
 
 def hook_variables(place, domains):
@@ -2866,15 +2740,13 @@ HEALTHS = ("ok", "due", "warning", "critical", "unknown")
 class Reporter:
     """What a run says: results on standard output, problems on standard error, or one JSON."""
 
-    def __init__(self, quiet=False, verbose=False, as_json=False):
-        self.quiet, self.verbose, self.as_json = quiet, verbose, as_json
-        self.progress = False
-        try:
-            info = os.fstat(2)
-            journal = os.environ.get("JOURNAL_STREAM") == "%d:%d" % (info.st_dev, info.st_ino)
-        except OSError:
-            journal = False
-        self.priorities = _PRIORITIES if journal else {}
+    def __init__(self, quiet=False, verbose=False, as_json=False, now=0):
+        """Look whether it is the journal that reads: then lines carry priorities."""
+        self.quiet, self.verbose, self.as_json, self.now = quiet, verbose, as_json, now
+        self.progress, journal = False, os.environ.get("JOURNAL_STREAM")
+        info = os.fstat(2) if journal else None
+        self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
+            info.st_dev, info.st_ino) else {}
 
     def _write(self, stream, line):
         """Write one line; a reader that has gone away is no reason to stop ferrying."""
@@ -2933,7 +2805,7 @@ class Reporter:
         """Write the result of one lineage, or its problem; warnings are a problem that can wait."""
         name, result = outcome.name, outcome.result
         if result in ("installed", "unchanged", "not-due", "pending", "deferred"):
-            self.line("%s: %s: %s" % (name, result, describe(outcome)))
+            self.line("%s: %s: %s" % (name, result, describe(outcome, self.now)))
             for line in outcome.lines:
                 self.line("  " + line)
         if result in ("refused", "failed", "pending", "deferred"):
@@ -2949,13 +2821,13 @@ class Reporter:
         self._write(sys.stdout, json.dumps(document, indent=2))
 
 
-def describe(outcome):
+def describe(outcome, now):
     """Return what a result line says after the result: names, end of validity, source."""
     if outcome.version is None:
         return plain(outcome.message or outcome.reason or "")
     leaf = outcome.version.leaf
-    text = "%s, valid until %s (%s)" % (
-        " ".join(leaf.domains[:8]), iso_time(leaf.not_after)[:10], outcome.why)
+    text = "%s, valid until %s (%d days)" % (
+        " ".join(leaf.domains[:8]), iso_time(leaf.not_after)[:10], days_left(leaf, now))
     if outcome.result == "deferred":
         text += ", " + outcome.reason
     return text + (", from " + outcome.source if outcome.source else "")
@@ -3076,39 +2948,21 @@ def _status_row(lineage, outcome, now):
 # --------------------------------------------------------------------------------------------------
 
 # What holds for every lineage of a run; `command` is crossing (certferry NAME), renew or rollback,
-# `now` the clock, read once; `asked` are keys of options that this command gave.
+# `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key.
 Run = collections.namedtuple("Run", (
-    "config environment now command dry_run force network report asked"))
+    "config environment now command dry_run force network report changes pem"))
 
-# What a crossing has decided to deploy, or that there is nothing new (`same`).
+# What is to be deployed, or that there is nothing new (`same`); `key` is a path or a Secret.
 Decision = collections.namedtuple("Decision", "offer leaf chain key same")
 
-_SOUND = ("installed", "unchanged", "pending")
 
-
-def _certbots(place):
+def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
-    try:
-        if os.stat("%s/renewal/%s.conf" % place).st_size == 0:
-            return False
-    except OSError:
+    if not os.path.isfile(place.renewal) or not os.path.getsize(place.renewal):
         return False
     paths = ["%s/%s" % (place.live, name) for name in MEMBERS]
     return not os.path.lexists(place.pointer) or any(
         os.path.islink(path) and not os.readlink(path).startswith(".current/") for path in paths)
-
-
-def _stray_conf(place):
-    """Return a warning about a conf of certbot's beside a lineage of certferry's, or ""."""
-    name = "renewal/%s.conf" % place.name
-    try:
-        size = os.stat("%s/%s" % (place.config, name)).st_size
-    except OSError:
-        return ""
-    if size == 0:
-        return ("%s is empty, left by a certbot run that failed: remove it, 'certbot renew' fails "
-                "over it" % name)
-    return "%s is certbot's, and this lineage is certferry's: move it away" % name
 
 
 def load_lineage(place):
@@ -3116,60 +2970,46 @@ def load_lineage(place):
 
     A damaged state is a notice and counts as none: what it held is found out again.
     """
-    notices = []
-    for folder in (place.config + "/live", place.live, os.path.dirname(place.conf), place.archive):
+    notices, given, state, checked = (), None, NO_STATE, None
+    for folder in (place.config + "/live", place.live, place.records, place.archive):
         if os.path.lexists(folder):
             check_folder(folder)
+    if os.path.lexists(place.conf):
+        given = parse_conf(read_text(place.conf), place.conf)
     try:
-        text = read_file(place.conf, MAX_RECORD, True).decode("utf-8", "surrogateescape")
-        given = parse_conf(text, place.conf)
-    except FileNotFoundError:
-        given = None
-    state, checked = NO_STATE, None
-    try:
-        text = read_file(place.state, MAX_RECORD, True).decode("utf-8", "surrogateescape")
+        text = read_text(place.state)
         checked = int(os.stat(place.state).st_mtime)
         state = parse_state(text, place.state)
     except FileNotFoundError:
         pass
     except Failure as failure:
-        notices.append("%s: what it held is found out again" % failure)
+        notices = ("%s: what it held is found out again" % failure,)
     current = find_current(place)
     return Lineage(place, given, parse_options(given or {}), state, checked, current,
-                   find_key(place, current), tuple(notices))
+                   find_key(place, current), notices)
 
 
 def discover(config):
     """Return ([Place] that `renew` takes, [(name, notice)]) of what is in the config dir."""
-    places, notices, names = [], [], set()
-    try:
-        names.update(os.listdir(config + "/live"))
-    except FileNotFoundError:
-        pass
-    try:
-        records = os.listdir(config + "/certferry")
-    except FileNotFoundError:
-        records = []
+    places, notices = [], []
+    names, records = (os.listdir(folder) if os.path.isdir(folder) else () for folder in (
+        config + "/live", config + "/certferry"))
     confs = {name[:-5] for name in records if name.endswith(".conf") and name[0] != "."}
-    for name in sorted(names | confs):
-        place = Place(config, name)
-        here = os.path.isdir(place.live)
-        if name not in confs and not here:
-            continue  # certbot's README, mostly
+    for place in (Place(config, name) for name in sorted(confs.union(names))):
+        name, here = place.name, os.path.isdir(place.live)
         try:
-            if host_name(name) != name:
-                raise ValueError
+            valid = host_name(name) == name
         except ValueError:
-            notices.append((plain(name, 80), "is no host name: skipped"))
-            continue
-        if here and os.stat(place.live).st_uid not in (0, os.geteuid()):
-            notices.append((name, "%s belongs to another user: skipped" % place.live))
+            valid = False
+        if not valid or here and os.stat(place.live).st_uid not in (0, os.geteuid()):
+            if here or name in confs:  # not certbot's README
+                notices.append((plain(name, 80), "skipped: it %s" % (
+                    "belongs to another user" if valid else "is no host name")))
         elif name in confs or os.path.lexists(place.pointer):
             places.append(place)
-        elif os.path.exists(place.live + "/privkey.pem") and not _certbots(place):
-            others = [file for file in os.listdir(place.live) if file.endswith((
-                ".pem", ".crt", ".cer")) and not file.startswith("privkey")]
-            if others:
+        elif os.path.lexists(place.live + "/privkey.pem") and not is_certbots(place):
+            if any(file.endswith((".pem", ".crt", ".cer")) and not file.startswith("privkey")
+                   for file in os.listdir(place.live)):
                 notices.append((name, "%s holds certificates of another tool: left alone until "
                                 "certferry %s adopts them" % (place.live, name)))
             else:
@@ -3177,59 +3017,246 @@ def discover(config):
     return places, notices
 
 
+def _no_key(lineage):
+    """Return the Failure of a lineage without a private key."""
+    name, sources = lineage.place.name, lineage.options.sources
+    return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
+        "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s" % (
+            sources[0].host if sources and sources[0].host else "UPSTREAM", CONFIG_DIR, name, name,
+            "".join(" --from " + source.text.replace(":443", "") for source in sources[:1]))))
+
+
+def read_roots(path):
+    """Return ([Certificate], PEM bytes) of a --ca-file, (None, b"") without one; or Failure."""
+    if path is None:
+        return None, b""
+    try:
+        with open(path, "rb") as file:  # as the caller: its folder may be closed to nobody
+            data = file.read(4 * MAX_OFFER)
+        roots = [parse_certificate(binascii.a2b_base64(content))
+                 for label, content, _ in pem_blocks(data) if label == b"CERTIFICATE"]
+        if roots:
+            return roots, data
+        words = "there is no certificate in PEM form in it"
+    except (OSError, ValueError) as error:
+        words = getattr(error, "strerror", None) or error
+    raise Failure("untrusted", "the --ca-file %s cannot be used (%s)" % (path, words),
+                  "give a PEM file of roots")
+
+
+def _parse_offer(offer):
+    """Return [Certificate] of an offer, its leaf first; Failure where one is no strict DER."""
+    try:
+        ders = (offer.leaf,) + (offer.chain or ())
+        if len(ders) > MAX_CERTIFICATES:
+            raise ValueError("more than %d certificates" % MAX_CERTIFICATES)
+        for der in ders:
+            check_strict(der)
+        return [parse_certificate(der) for der in ders]
+    except (ValueError, IndexError) as error:
+        raise Failure("malformed", "%s: a certificate that is no strict DER (%s)" % (
+            offer.source.text, error), "look at what it holds")
+
+
+def run_hooks(run, hooks, variables, kind, name=""):
+    """Run hooks that are not tried again; say whether all succeeded."""
+    sound = True
+    for hook in hooks:
+        wrong, _ = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
+        if wrong:
+            run.report.problem(name, "the %s hook %s failed (%s)" % (kind, hook, wrong),
+                               "run it by hand: it is not tried again")
+            sound = False
+    return sound
+
+
+def alert(run, lineage, outcome):
+    """Run the alert hooks where health calls for it; return the state that remembers it."""
+    state, leaf = lineage.state, lineage.current and lineage.current.leaf
+    hooks = hook_files(run.config, "alert")
+    if not hooks or not alert_wanted(state, outcome.health, run.now):
+        return state
+    variables = {
+        "CERTFERRY_NAME": outcome.name, "CERTFERRY_HEALTH": outcome.health,
+        "CERTFERRY_WAS": state.told or "ok", "CERTFERRY_REASON": outcome.reason or "",
+        "CERTFERRY_DETAIL": plain(outcome.message or outcome.why),
+        "CERTFERRY_NOT_AFTER": iso_time(leaf.not_after) if leaf else "",
+        "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}
+    run_hooks(run, hooks, variables, "alert", outcome.name)
+    return state._replace(told=outcome.health, told_at=run.now)
+
+
 class Crossing:
-    """One lineage's way from its options to a Decision; it remembers what was asked already."""
+    """One lineage's way through a run: from its files to an Outcome.
 
-    def __init__(self, run, lineage, added=None):
-        self.run, self.lineage, self.added = run, lineage, added
-        self.keys, self.roots, self.number, self.misfit = None, None, None, False
-        self.served = []
-        options = lineage.options
-        self.sources = options.sources or (parse_source(
-            endpoint_text(lineage.place.name, 443)),)
-        name = lineage.place.name
-        named = [domain for domain in options.domains if not domain.startswith("*.")]
-        self.sni = options.sni or (named or [name])[0]
+    What goes wrong is kept in `failure`, the first that did: every step is an attempt, and what
+    was pending before is tried again all the same.
+    """
 
-    def say(self, text):
-        """Tell what only --verbose shows."""
-        self.run.report.detail(self.lineage.place.name, text)
+    def __init__(self, run, place):
+        """Begin with nothing known."""
+        self.run, self.place, self.lineage, self.failure = run, place, None, None
+        self.state, self.decision, self.fresh, self.changed = NO_STATE, None, False, False
+        self.keys, self.added, self.number, self.served = None, None, None, []
+        self.misfit, self.lines, self.due = False, [], True
 
-    def job(self, source, want="", way="", skip=()):
+    def attempt(self, step):
+        """Do a step and return what it returns, or None where it failed."""
+        try:
+            return step()
+        except Failure as failure:
+            self.failure = self.failure or failure
+        except OSError as error:
+            self.failure = self.failure or storage_failure(error)
+        return None
+
+    def say(self, message, hint=""):
+        """Write a warning line about this lineage."""
+        self.run.report.problem(self.place.name, message, hint, "warning")
+
+    def prepare(self):
+        """Read the lineage and make whole what an interrupted run or a hand left; Failure where
+        nothing can be ferried, before any network."""
+        run, place = self.run, self.place
+        if is_certbots(place):
+            raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % place.name, (
+                "to hand it over, mv %s away (not 'certbot delete', which removes the files that "
+                "your servers read), then the same command again" % place.renewal))
+        self.lineage = load_lineage(place)
+        self.state = self.lineage.state
+        if run.changes:
+            given = merge_options(self.lineage.given or {}, run.changes)
+            self.lineage = self.lineage._replace(options=parse_options(given))
+        if os.path.lexists(place.renewal):
+            self.say("renewal/%s.conf is %s" % (place.name, "beside a lineage of certferry's" if (
+                os.path.getsize(place.renewal)) else "empty, left by a certbot run that failed"),
+                "move it away, 'certbot renew' fails over it")
+        for notice in self.lineage.notices:
+            self.say(notice)
+        if not run.dry_run:
+            self.mend()
+        if run.pem is not None:
+            self.add_key()
+        self.check_key()
+        current, options = self.lineage.current, self.lineage.options
+        self.due = options.when == "always" or run.command != "renew" or run.force or (
+            not current or run.now >= due_time(current.leaf))
+
+    def mend(self):
+        """Remove what an interrupted run left, make live links whole, see to staged keys."""
+        place, current = self.place, self.lineage.current
+        removed = remove_unfinished(self.lineage)
+        if removed:
+            self.say("removed what an interrupted run left: " + " ".join(removed))
+        if current and current.number:
+            mended, key = mend_links(place, current)
+            if key:
+                try:
+                    self.say("%s/privkey.pem does not fit the certificate: it is staged as %s" % (
+                        place.live, stage_key(place, key.pem, public_half(key.pem, True))))
+                except ValueError as error:
+                    raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error),
+                                  "put the right key there, or remove it")
+            link_again(place, mended)
+            if mended:
+                self.say("linked to the current version again: " + " ".join(
+                    path for path, _ in mended))
+        for path in staged_keys(place):
+            if self.run.now - os.stat(path).st_mtime > STAGED_KEY_DAYS * DAY:
+                self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if it "
+                         "was forgotten")
+
+    def add_key(self):
+        """Take the private key of --key: the lineage's if it has none, else a staged one."""
+        try:
+            key = read_pem(self.run.pem)[1]
+            public = public_half(key.pem if key else b"", True)
+        except ValueError as error:
+            raise Failure("no-key", "the private key of --key %s" % error, "give one key in PEM form")
+        if public in self.own_keys():
+            return
+        first = self.lineage.key is None
+        self.added = key if self.run.dry_run else stage_key(self.place, key.pem, public, first)
+        self.keys[public], self.changed = self.added, True
+        if first and not self.run.dry_run:
+            self.lineage = self.lineage._replace(key=self.added)
+
+    def check_key(self):
+        """See that there is a usable key; Failure (no-key) otherwise.
+
+        The record in the state spares the openssl process as long as key file and leaf stay what
+        they are. A key that was written through the link and does not fit is staged, and the one
+        that fits is put back.
+        """
+        lineage, current, place = self.lineage, self.lineage.current, self.place
+        if lineage.key is None:
+            if self.added or any(source.may_hold_key for source in lineage.options.sources):
+                return
+            raise _no_key(lineage)
+        record = current and key_record(lineage.key, current.leaf.public_key)
+        if current and record == lineage.state.key:
+            return
+        try:
+            pem = read_file(lineage.key, MAX_KEY)
+            public = public_half(pem, True)
+        except ValueError as error:
+            raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error), "put the right key there")
+        if current is None or public in (current.leaf.public_key, leaf_public_key(current.leaf.der)):
+            self.state = self.state._replace(key=record or "")
+            if lineage.key and os.stat(lineage.key).st_mode & 0o004:
+                self.say("%s/privkey.pem can be read by everybody" % place.live, "chmod o-r")
+        elif current.number is None:
+            self.lineage = lineage._replace(current=None)  # no set: a key that waits for its offer
+        else:
+            self.misfit = True
+            if not self.run.dry_run:
+                path = stage_key(place, pem, public)
+                self.misfit = not restore_key(lineage)
+                self.say("a key that does not fit was written over %s: it is staged as %s%s" % (
+                    lineage.key, path, "" if self.misfit else ", and the one that fits is back"))
+
+    def job(self, source, own=""):
         """Return the Job that asks a source for this lineage's certificate."""
-        current = self.lineage.current
-        return Job(source.kind, source.host, source.port, self.sni, self.lineage.options.timeout,
-                   checksum(current.leaf.der) if current else "", want, way,
-                   "" if self.lineage.options.sources else "own", ",".join(skip))
+        options, current = self.lineage.options, self.lineage.current
+        want, _, way = self.state.way.partition(" ")
+        named = [domain for domain in options.domains if not domain.startswith("*.")]
+        return Job(source.kind, source.host, source.port, options.sni or (
+            named or [self.place.name])[0], options.timeout, checksum(
+                current.leaf.der) if current else "", want, way, own, "")
+
+    def sources(self):
+        """Return the sources in the order in which they are asked."""
+        return self.lineage.options.sources or (parse_source(endpoint_text(self.place.name, 443)),)
 
     def begin(self):
-        """Have the network process ask the first source, and look at what is served, by now."""
-        want, _, way = self.lineage.state.way.partition(" ")
-        if not self.sources[0].may_hold_key:
-            self.number = self.run.network.submit(self.job(self.sources[0], want, way))
+        """Have the network process ask the first source and look at what is served, by now."""
+        if self.due and not self.sources()[0].may_hold_key:
+            self.number = self.submit(self.sources()[0])
         if self.run.command == "renew":
             self.look()
 
+    def submit(self, source, **asked):
+        """Ask the network process for an exchange; return its number."""
+        own = "" if self.lineage.options.sources else "own"
+        return self.run.network.submit(self.job(source, own)._replace(**asked))
+
     def look(self):
         """Ask the network process what the local services present."""
-        want, _, way = self.lineage.state.way.partition(" ")
-        self.served = [(source, self.run.network.submit(self.job(source, want, way)._replace(
-            own=""))) for source in self.lineage.options.served_at]
+        self.served = [(source, self.run.network.submit(self.job(source)))
+                       for source in self.lineage.options.served_at]
 
-    def not_served(self, leaf):
-        """Return what is wrong with the local services that look() asked, one line each."""
-        wrong = []
+    def not_served(self):
+        """Return what is wrong with the services that look() asked, one line each."""
+        wrong, leaf = [], self.lineage.current.leaf
         for source, number in self.served:
-            answer = self.run.network.answer(number)
             try:
-                offer = tls_offer(source, answer)
-                if offer.leaf == leaf.der:
-                    continue
-                other = parse_certificate(offer.leaf)
-                wrong.append("%s still serves the certificate of %s (serial %s)" % (
-                    source.text, iso_time(other.not_before)[:10], other.serial[:20]))
+                offer = tls_offer(source, self.run.network.answer(number))
+                if offer.leaf != leaf.der:
+                    other = parse_certificate(offer.leaf)
+                    wrong.append("%s still serves the certificate of %s (serial %s)" % (
+                        source.text, iso_time(other.not_before)[:10], other.serial[:20]))
             except (Failure, ValueError) as error:
-                wrong.append(plain(error))
+                wrong.append(str(error))
         self.served = []
         return wrong
 
@@ -3238,110 +3265,79 @@ class Crossing:
         if self.keys is None:
             self.keys = collections.OrderedDict()
             paths = [self.lineage.key] if self.lineage.key else []
-            for path in paths + staged_keys(self.lineage.place):
+            for path in paths + staged_keys(self.place):
                 try:
-                    public = public_half(read_file(path, MAX_KEY), True)
-                    self.keys.setdefault(public, path)
-                except (ValueError, OSError) as error:
-                    self.run.report.problem(self.lineage.place.name, "%s %s" % (path, error),
-                                            "remove it, or bring it again with --key", "warning")
-            if self.added:
-                self.keys.setdefault(*self.added)
+                    self.keys.setdefault(public_half(read_file(path, MAX_KEY), True), path)
+                except ValueError as error:
+                    self.say("%s %s" % (path, error), "remove it, or bring it again with --key")
         return self.keys
 
-    def wanted(self):
-        """Return what the judge compares an offer with."""
-        lineage, place, force = self.lineage, self.lineage.place, self.run.force
-        replaced, rolled = set(), {}
-        for number in version_numbers(place):
-            version = load_version(place, number)
-            if version and lineage.current and version.leaf.der != lineage.current.leaf.der:
-                mark = fingerprint(version.leaf.der)
-                replaced.add(mark)
-                if mark in lineage.state.rolled_back:
+    def wanted(self, whole=True):
+        """Return what the judge compares an offer with; without `whole`, for the current leaf."""
+        state, domains, current = self.state, self.lineage.options.domains, self.lineage.current
+        wanted = Wanted(self.place.name, domains, current, {}, (), (), (), ())
+        if not whole:
+            return wanted
+        keys, marks, rolled = self.own_keys(), set(), {}
+        for version in load_versions(self.place):
+            if current and version.leaf.der != current.leaf.der:
+                marks.add(fingerprint(version.leaf.der))
+                if fingerprint(version.leaf.der) in state.rolled_back:
                     rolled.setdefault(version.leaf.public_key, version.folder + "/privkey.pem")
-        keys = self.own_keys()
         rolled = {public: path for public, path in rolled.items() if public not in keys}
-        if force:
-            keys = collections.OrderedDict(list(keys.items()) + list(rolled.items()))
-            self.keys = keys
-        return Wanted(place.name, lineage.options.domains, lineage.current, keys,
-                      () if force else lineage.state.retired, replaced,
-                      () if force else lineage.state.rolled_back, () if force else rolled)
-
-    def trusted_roots(self):
-        """Return (roots or None for the system's, their PEM bytes)."""
-        path = self.lineage.options.ca_file
-        if path is None:
-            return None, b""
-        if self.roots is None:
-            try:
-                data = _read_ca_file(path)
-                self.roots = [parse_certificate(der) for label, content, _ in pem_blocks(data)
-                              if label == b"CERTIFICATE"
-                              for der in [binascii.a2b_base64(content)]], data
-            except (OSError, ValueError) as error:
-                self.roots = [], b""
-                raise Failure("untrusted", "--ca-file %s cannot be read: %s" % (
-                    path, getattr(error, "strerror", None) or error), "give a PEM file of roots")
-        return self.roots
+        if self.run.force:
+            keys.update(rolled)
+            return wanted._replace(keys=keys, replaced=marks)
+        return wanted._replace(keys=keys, replaced=marks, retired=state.retired,
+                               rolled_back=state.rolled_back, rolled_keys=rolled)
 
     def trust(self, leaf, others):
         """Return ("" or why a leaf is not trusted, its chain as it would be written)."""
-        roots, pem = self.trusted_roots()
-        wrong, first = "", None
+        roots, pem = read_roots(self.lineage.options.ca_file)
+        results = []
         for chain in order_chains(leaf, others):
-            flaws = ["the leaf " + flaw(leaf, True)] if flaw(leaf, True) else [
-                "issuer %d of the chain %s" % (depth, flaw(issuer, False))
-                for depth, issuer in enumerate(chain, 1) if flaw(issuer, False)]
+            flaws = [("the leaf " if depth == 0 else "issuer %d of the chain " % depth) + wrong
+                     for depth, wrong in enumerate(flaw(each, each is leaf)
+                                                   for each in (leaf,) + chain) if wrong]
             wrong = flaws[0] if flaws else verify_chain(leaf, chain, roots, pem, self.run.now)
+            results.append((wrong, chain))
             if not wrong:
-                return "", chain
-            first = first or (wrong, chain)
-        return first
+                break
+        return results[-1] if not results[-1][0] else results[0]
 
     def examine(self, offer):
         """Return the Decision on an offer; Failure where the judge refuses it."""
         current, now = self.lineage.current, self.run.now
         same = current is not None and offer.leaf == current.leaf.der
-        whole = same and bool({"domain", "ca-file"} & set(self.run.asked))
-        if same and not whole and offer.chain in (None, current.chain):
-            evidence, chain = Evidence(offer, None, None, ""), current.chain
-            verdict = judge(evidence, current.leaf, self.wanted_names(), now, same=True)
-            leaf, key = current.leaf, self.lineage.key
+        strict = "domain" in self.run.changes or "ca-file" in self.run.changes
+        if same and not strict and offer.chain in (None, current.chain):
+            evidence = Evidence(offer, current.leaf, None, None, "")
+            verdict = judge(evidence, self.wanted(False), now, same=True)
+            decision = Decision(offer, current.leaf, current.chain, self.lineage.key, True)
         else:
-            leaf, others = _parse_offer(offer)
-            trust, chain = self.trust(leaf, others if offer.chain is not None else [
-                parse_certificate(der) for der in current.chain])
-            chain = tuple(issuer.der for issuer in chain)
-            same = same and (offer.chain is None or chain == current.chain)
+            leaf, *others = _parse_offer(offer._replace(chain=current.chain) if (
+                offer.chain is None and same) else offer)
             public, carried = leaf_public_key(leaf.der), None
-            if public is None:
-                raise Failure("malformed", "%s: openssl cannot read its certificate"
-                              % offer.source.text, "look at what it holds")
-            if offer.key:
-                try:
-                    carried = public_half(offer.key.pem, trusted=False)
-                except ValueError as error:
-                    raise Failure("malformed", "%s: its private key %s" % (
-                        offer.source.text, error), "look at what it holds")
-            wanted = self.wanted()
+            try:
+                carried = public_half(offer.key.pem, False) if offer.key else None
+                wrong = "" if public else "openssl cannot read its certificate"
+            except ValueError as error:
+                wrong = "its private key %s" % error
+            if wrong:
+                raise Failure("malformed", "%s: %s" % (offer.source.text, wrong), "look at it there")
+            trust, chain = self.trust(leaf, others)
+            chain, wanted = tuple(issuer.der for issuer in chain), self.wanted()
             if not wanted.keys and carried is None:
                 raise _no_key(self.lineage)
-            verdict = judge(Evidence(offer, public, carried, trust), leaf, wanted, now,
+            verdict = judge(Evidence(offer, leaf, public, carried, trust), wanted, now,
                             force=self.run.force)
-            key = wanted.keys.get(public, offer.key)
+            decision = Decision(offer, leaf, chain, wanted.keys.get(public, offer.key),
+                                same and chain == current.chain)
+            if must_staple(leaf) and not same and not verdict.reason:
+                self.say("the certificate asks for OCSP stapling", "see that the server staples")
         if verdict.reason:
             raise Failure(*verdict)
-        if leaf and must_staple(leaf) and not same:
-            self.run.report.problem(self.lineage.place.name, "the certificate asks for OCSP "
-                                    "stapling", "see that the server staples", "warning")
-        return Decision(offer, leaf, chain, key, same)
-
-    def wanted_names(self):
-        """Return what the judge asks of the current leaf: names alone."""
-        return Wanted(self.lineage.place.name, self.lineage.options.domains, None, {}, (), (), (),
-                      ())
+        return decision
 
     def ask(self, source):
         """Return the Decision on what a source offers: of the key type that is here, and of the
@@ -3349,10 +3345,7 @@ class Crossing:
         if source.may_hold_key:
             return self.examine(FETCHERS[source.kind](source, self.job(source),
                                                       self.run.environment))
-        want, _, way = self.lineage.state.way.partition(" ")
-        number, self.number = self.number, None
-        if number is None:
-            number = self.run.network.submit(self.job(source, want, way))
+        number, self.number = self.number or self.submit(source), None
         asked, stale = [], None
         while True:
             answer = self.run.network.answer(number)
@@ -3360,29 +3353,29 @@ class Crossing:
                 raise stale
             offer = tls_offer(source, answer)
             try:
-                return self.examine(offer)
+                return self.examine(offer._replace(way=self.state.way and offer.way and (
+                    "%s %s" % (self.state.way.split()[0], offer.way))))
             except Failure as failure:
-                if failure.reason == "older":
-                    stale = stale or failure
-                    asked.append(offer.address)
-                    number = self.run.network.submit(self.job(source, want, way, asked))
-                    continue
-                if failure.reason != "key-mismatch" or self.run.network.broken:
+                if failure.reason == "key-mismatch":
+                    return self.ask_other_type(source, offer, failure)
+                if failure.reason != "older":
                     raise
-                return self.ask_other_type(source, offer, failure)
+                stale = stale or failure
+                asked.append(offer.address)
+                number = self.submit(source, skip=",".join(asked))
 
     def ask_other_type(self, source, offer, failure):
         """Return the Decision on the certificate of another key type that the server may have."""
-        offered = key_kind(parse_certificate(offer.leaf).public_key).split()[0]
-        types = {key_kind(public).split()[0] for public in self.own_keys()} - {offered}
-        for want in sorted(types & {"RSA", "ECDSA", "Ed25519"}):
-            answer = self.run.network.answer(self.run.network.submit(self.job(source, want)))
-            if answer.reason:
-                continue
-            other = tls_offer(source, answer)
-            if key_kind(parse_certificate(other.leaf).public_key).split()[0] == want:
-                decision = self.examine(other)
-                return decision._replace(offer=other._replace(way="%s %s" % (want, answer.way)))
+        def kind(public_key):
+            return key_kind(public_key).split()[0]
+
+        offered = kind(parse_certificate(offer.leaf).public_key)
+        for want in sorted({kind(public) for public in self.own_keys()} - {offered}):
+            if want in ("RSA", "ECDSA", "Ed25519"):
+                answer = self.run.network.answer(self.submit(source, want=want, way="", known=""))
+                other = None if answer.reason else tls_offer(source, answer)
+                if other and kind(parse_certificate(other.leaf).public_key) == want:
+                    return self.examine(other._replace(way="%s %s" % (want, answer.way)))
         raise failure
 
     def decide(self):
@@ -3391,9 +3384,10 @@ class Crossing:
         Where a renewal is due and a source has only the current leaf, the next one is asked too.
         """
         failures, unchanged = [], None
-        due = self.lineage.current and is_due(self.lineage.current.leaf, self.run.now)
-        for source in self.sources:
-            started = time.monotonic()
+        current = self.lineage.current
+        due = current and self.run.now >= due_time(current.leaf)
+        for source in self.sources():
+            started, result = time.monotonic(), "unchanged"
             try:
                 decision = self.ask(source)
                 if not decision.same:
@@ -3401,413 +3395,287 @@ class Crossing:
                 unchanged = unchanged or decision
             except Failure as failure:
                 failures.append(failure)
-                self.say("%s: %s" % (source.text, failure))
-            self.say("asked %s (%.3f s)" % (source.text, time.monotonic() - started))
+                result = str(failure)
+            self.run.report.detail(self.place.name, "%s: %s (%.3f s)" % (
+                source.text, result, time.monotonic() - started))
             if unchanged and not due:
                 break
         if unchanged:
             return unchanged
-        raise max(failures, key=lambda failure: gravity(failure.reason))
+        raise max(failures, key=gravity)
 
+    def owing(self, state):
+        """Return a state that owes everything that a deploy runs."""
+        return state._replace(owed=tuple(deploy_hooks(self.run.config, self.lineage.options)))
 
-def _read_ca_file(path):
-    """Return the bytes of a --ca-file, read with this process's rights."""
-    with open(path, "rb") as file:
-        data = file.read(4 * MAX_OFFER)
-    if b"-----BEGIN CERTIFICATE-----" not in data:
-        raise ValueError("there is no certificate in PEM form in it")
-    return data
+    def deploy(self):
+        """Make the decided offer the current version."""
+        place, decision, leaf = self.place, self.decision, self.decision.leaf
+        before_key, before = self.lineage.key, self.lineage.current
+        if self.run.dry_run:
+            self.lineage = self.lineage._replace(current=Version(
+                next_number(place), "", leaf, decision.chain))
+            return
+        if before is None and before_key and decision.key != before_key:
+            pem = read_file(before_key, MAX_KEY)  # the key without a certificate waits on, staged
+            stage_key(place, pem, public_half(pem, True))
+        self.lineage = adopt(self.lineage)
+        key = self.lineage.key if decision.key == before_key and before else decision.key
+        retired = set(self.state.retired) - {fingerprint(leaf.public_key)}
+        if before and before.leaf.public_key != leaf.public_key:
+            retired.add(fingerprint(before.leaf.public_key))
+        kept = {fingerprint(version.leaf.der) for version in load_versions(place)}
+        state = self.owing(self.state)._replace(
+            retired=tuple(sorted(retired)), way=decision.offer.way, rolled_back=tuple(
+                mark for mark in self.state.rolled_back if mark in kept - {fingerprint(leaf.der)}))
+        version = install_version(self.lineage, leaf, decision.chain, key, state,
+                                  link=before is None)
+        path = version.folder + "/privkey.pem"
+        self.lineage = self.lineage._replace(current=version, key=path)
+        self.state = state._replace(owed_version=version.number,
+                                    key=key_record(path, leaf.public_key))
+        if decision.key in staged_keys(place):
+            remove_key(decision.key)
+        if self.run.command == "crossing":
+            self.lines += ["certificate  %s/fullchain.pem" % place.live,
+                           "private key  %s/privkey.pem" % place.live]
+        prune(place, version)
 
+    def adopt(self):
+        """Make a version of loose files, where this command asks for the lineage by name."""
+        if self.lineage.current.number is None and not self.run.dry_run:
+            self.lineage, self.changed = adopt(self.lineage), True
+            self.state = self.state._replace(key=key_record(
+                self.lineage.key, self.lineage.current.leaf.public_key))
 
-def _parse_offer(offer):
-    """Return (leaf, others) of an offer as Certificates; Failure where one is no strict DER."""
-    try:
-        ders = (offer.leaf,) + (offer.chain or ())
-        if len(ders) > MAX_CERTIFICATES:
-            raise ValueError("more than %d certificates" % MAX_CERTIFICATES)
-        for der in ders:
-            check_strict(der)
-        leaf, *others = [parse_certificate(der) for der in ders]
-        return leaf, others
-    except (ValueError, IndexError) as error:
-        raise Failure("malformed", "%s: a certificate that is no strict DER (%s)" % (
-            offer.source.text, error), "look at what it holds")
+    def remember(self):
+        """Write the options that this command gave."""
+        given = self.lineage.given or {}
+        merged = merge_options(given, self.run.changes)
+        if merged != given:
+            if not self.run.dry_run:
+                save_conf(self.place, merged)
+            self.changed = True
 
+    def hooks_due(self):
+        """Return (hooks to run now, whether something was pending before)."""
+        every = deploy_hooks(self.run.config, self.lineage.options)
+        state = self.state
+        pending = state.owed_version == self.lineage.current.number and bool(
+            state.owed or state.unserved)
+        if self.fresh or self.decision and self.run.force or pending and state.unserved:
+            return every, pending
+        hooks = [hook for hook in every if pending and hook in state.owed]
+        if self.decision and "deploy-hook" in self.run.changes:
+            before = (self.lineage.given or {}).get("deploy-hook", ())
+            hooks += [hook for hook in every if hook in self.lineage.options.deploy_hooks
+                      and hook not in before and hook not in hooks]
+        return hooks, pending
 
-def _no_key(lineage):
-    """Return the Failure of a lineage without a private key."""
-    name, sources = lineage.place.name, lineage.options.sources
-    upstream = sources[0].host if sources and sources[0].host else "UPSTREAM"
-    again = "".join(" --from " + source.text.replace(":443", "") for source in sources[:1])
-    return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live,
-                   "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s"
-                   % (upstream, CONFIG_DIR, name, name, again))
-
-
-def _check_key(run, lineage):
-    """Return (lineage, key record) with a key that is usable; Failure (no-key) before any network.
-
-    The record spares the openssl process as long as the key file and the leaf stay what they are.
-    A key put in place by hand, or written through the link, that does not fit the current
-    certificate is staged, and the one that fits is put back.
-    """
-    place, current, state = lineage.place, lineage.current, lineage.state
-    if lineage.key is None:
-        if any(source.may_hold_key for source in lineage.options.sources):
-            return lineage, ""
-        raise _no_key(lineage)
-    record = "%s %d" % (key_stamp(lineage.key), checksum(current.leaf.public_key) if current else 0)
-    if record == state.key and current:
-        return lineage, record
-    try:
-        pem = read_file(lineage.key, MAX_KEY)
-        public = public_half(pem, True)
-    except ValueError as error:
-        raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error), "put the right key there")
-    if current is None:
-        return lineage, ""
-    if public == current.leaf.public_key or public == leaf_public_key(current.leaf.der):
-        return lineage, record
-    if current.number is None:
-        return lineage._replace(current=None), ""  # no set: the key counts as one without
-    if run.dry_run:
-        return lineage, "misfit"
-    path = stage_key(place, pem, public, first=False)
-    if not restore_key(lineage):
-        return lineage, "misfit"
-    notices = lineage.notices + ("a key was written over the current one: it is staged as %s, and "
-                                 "the one that fits is back" % path,)
-    return lineage._replace(notices=notices), ""
-
-
-def prepare(run, place, changes=None, pem=None):
-    """Return a Crossing of a lineage that is whole and ready to be asked for; Failure otherwise."""
-    if _certbots(place):
-        raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % place.name,
-                      "to hand it over, mv %s/renewal/%s.conf away (not 'certbot delete', which "
-                      "removes the files that your servers read), then the same command again"
-                      % place)
-    lineage = load_lineage(place)
-    if changes:
-        given = merge_options(lineage.given or {}, changes)
-        lineage = lineage._replace(options=parse_options(given))
-    if _stray_conf(place):
-        lineage = lineage._replace(notices=lineage.notices + (_stray_conf(place),))
-    number = lineage.current.number if lineage.current else None
-    if not run.dry_run:
-        lines = recover(place, lineage.state, lineage.current)
-        if number:
-            mended, other = mend_links(place, lineage.current)
-            lines += mended
-            if other:
-                try:
-                    stage_key(place, other.pem, public_half(other.pem, True), first=False)
-                except ValueError as error:
-                    lines.append("the privkey.pem put there %s: it is dropped" % error)
-        lineage = lineage._replace(notices=lineage.notices + tuple(lines))
-    added = None
-    if pem is not None:
-        added = _add_key(run, lineage, pem)
-        if added and not run.dry_run:
-            lineage = lineage._replace(key=find_key(place, lineage.current))
-    if not (added and lineage.key is None):
-        lineage, record = _check_key(run, lineage)
-    else:
-        record = ""
-    crossing = Crossing(run, lineage, added)
-    crossing.misfit, crossing.record = record == "misfit", record
-    return crossing
-
-
-def _add_key(run, lineage, pem):
-    """Take the private key of --key; return (public key, path or Secret) where it is a new one."""
-    try:
-        key = read_pem(pem)[1]
-        if key is None:
-            raise ValueError("holds no private key in PEM form")
-        public = public_half(key.pem, True)
-    except ValueError as error:
-        raise Failure("no-key", "the private key of --key %s" % error, "give one key in PEM form")
-    for path in ([lineage.key] if lineage.key else []) + staged_keys(lineage.place):
-        try:
-            if public_half(read_file(path, MAX_KEY), True) == public:
-                return None
-        except (ValueError, OSError):
-            continue
-    if run.dry_run:
-        return public, key
-    return public, stage_key(lineage.place, key.pem, public, first=lineage.key is None)
-
-
-def _deploy(crossing, decision):
-    """Make the decided offer the current version; return (lineage, state) as they are then."""
-    lineage = crossing.lineage
-    old_key = lineage.key
-    lineage = adopt(lineage)
-    place, state, leaf, before = lineage.place, lineage.state, decision.leaf, lineage.current
-    key = lineage.key if decision.key == old_key and before else decision.key
-    if before is None and old_key and decision.key != old_key:
-        pem = read_file(old_key, MAX_KEY)  # the key without a certificate waits on, staged
-        stage_key(place, pem, public_half(pem, True), first=False)
-    rolled, public = list(state.rolled_back), leaf.public_key
-    retired = [mark for mark in state.retired if mark != fingerprint(public)]
-    if before and before.leaf.public_key != public:
-        retired.append(fingerprint(before.leaf.public_key))
-    if fingerprint(leaf.der) in rolled:
-        rolled.remove(fingerprint(leaf.der))
-    state = state._replace(
-        owed=tuple(deploy_hooks(place.config, lineage.options)), unserved=bool(
-            lineage.options.served_at), retired=tuple(retired), rolled_back=tuple(rolled))
-    version = install_version(lineage, leaf, decision.chain, key, state, link=before is None)
-    for path in staged_keys(place):
-        if path == decision.key:
-            os.unlink(path)
-    prune(place, version)
-    kept = {fingerprint(each.leaf.der) for each in map(
-        lambda number: load_version(place, number), version_numbers(place)) if each}
-    path = version.folder + "/privkey.pem"
-    lineage = lineage._replace(current=version, key=path)
-    return lineage, state._replace(
-        owed_version=version.number, rolled_back=tuple(mark for mark in rolled if mark in kept),
-        key="%s %d" % (key_stamp(path), checksum(public)))
-
-
-def _run_hooks(run, lineage, hooks):
-    """Run hooks; return (those that did not finish, {hook: what is shown of it})."""
-    unfinished, shown = [], collections.OrderedDict()
-    variables = hook_variables(lineage.place, lineage.current.leaf.domains)
-    for hook in hooks:
-        wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
-        shown[hook] = wrong or "done (%.1f s)" % seconds
-        if wrong:
-            unfinished.append(hook)
-    return unfinished, shown
-
-
-def _finish_hooks(run, crossing, lineage, state, hooks, again):
-    """Run the hooks that are due and look at the services; return (state, Failure or None, lines).
-
-    `again` says that the hooks ran or that this is a retry: then services get time to reload.
-    """
-    lines, unfinished = [], []
-    if hooks:
-        unfinished, shown = _run_hooks(run, lineage, hooks)
-        lines = ["hook         %s: %s" % (plain(hook), what) for hook, what in shown.items()]
-        state = state._replace(owed=tuple(unfinished), owed_version=lineage.current.number)
+    def finish(self):
+        """Run the hooks that are due, then look at the services: what is not finished is pending."""
+        hooks, pending = self.hooks_due()
+        if not (hooks or pending or self.fresh or self.served):
+            return
+        run, lineage, unfinished = self.run, self.lineage, collections.OrderedDict()
+        variables = hook_variables(self.place, lineage.current.leaf.domains)
+        for hook in hooks:
+            wrong, seconds = run_hook(hook, run.config, run.environment, variables,
+                                      run.report.pass_on)
+            self.lines.append("hook         %s: %s" % (
+                plain(hook), wrong or "done (%.1f s)" % seconds))
+            if wrong:
+                unfinished[hook] = wrong
+        self.state = self.state._replace(owed=tuple(unfinished), unserved=False,
+                                         owed_version=lineage.current.number)
         if unfinished:
-            return state, Failure("hook", "%s, but a hook failed (%s): %s" % (
-                "installed" if again else "unchanged", shown[unfinished[0]], plain(unfinished[0])),
-                "it is tried again at every run; to change it: --deploy-hook"), lines
-    deadline = time.monotonic() + (SERVED_SECONDS if hooks or again else 0)
-    wrong = []
-    while lineage.options.served_at:
-        if not crossing.served:
-            crossing.look()
-        wrong = crossing.not_served(lineage.current.leaf)
-        if not wrong or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
-    state = state._replace(owed=() if not wrong else state.owed, unserved=bool(wrong),
-                           owed_version=lineage.current.number)
-    if not wrong:
-        return state, None, lines
-    return state, Failure("not-served", wrong[0] + (": hooks ran, %d s waited" % SERVED_SECONDS
-                                                    if hooks or again else ""),
-                          "the hooks run again at the next run; does the daemon read "
-                          "%s/fullchain.pem?" % lineage.place.live), lines
+            hook, wrong = next(iter(unfinished.items()))
+            raise Failure("hook", "%s, but a hook failed (%s): %s" % (
+                "installed" if self.fresh else "unchanged", wrong, plain(hook)),
+                "it is tried again at every run; to change it: --deploy-hook")
+        self.check_served(SERVED_SECONDS if hooks or pending or self.fresh else 0)
 
+    def check_served(self, patience):
+        """See that the services present the new leaf within `patience` seconds; Failure if not."""
+        deadline, wrong = time.monotonic() + patience, []
+        while self.lineage.options.served_at:
+            if not self.served:
+                self.look()
+            wrong = self.not_served()
+            if not wrong or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        self.state = self.state._replace(unserved=bool(wrong))
+        if wrong:
+            raise Failure("not-served", "; ".join(wrong) + (
+                ": hooks ran, %d s waited" % patience if patience else ""), "the hooks run again at "
+                "the next run; does the daemon read %s/fullchain.pem?" % self.place.live)
 
-def _deferred(run, lineage, failure, health):
-    """Say whether a failure can wait: nothing is lost by trying at the next run."""
-    if failure.reason == "rolled-back":
+    def can_wait(self):
+        """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
+        reason, lineage, now = self.failure.reason, self.lineage, self.run.now
+        if reason == "not-yet-valid":  # no clock at boot
+            return bool(lineage.current) and now < lineage.current.leaf.not_before
+        return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
+            self.run.command == "renew" and not self.run.network.broken
+            and lineage.current is not None and health_of(lineage, now, self.misfit)[0] == "ok")
+
+    def ferry(self):
+        """Ask, judge, deploy, run hooks: the story of one lineage. Return (Lineage, Outcome)."""
+        waits = False
+        if not self.failure:
+            if self.due:
+                self.decision = self.attempt(self.decide)
+            self.fresh = bool(self.decision and not self.decision.same)
+            if self.fresh:
+                self.attempt(self.deploy)
+            elif self.decision and self.run.command == "crossing":
+                self.attempt(self.adopt)
+            waits = bool(self.failure) and self.can_wait()
+            if self.failure and self.failure.reason == "storage":
+                self.fresh = False
+                self.attempt(self.reload)
+            if self.run.command == "crossing" and (waits or not self.failure):
+                self.attempt(self.remember)
+        if self.lineage and self.lineage.current and not self.run.dry_run and (
+                not self.failure or self.failure.reason != "storage"):
+            self.attempt(self.finish)
+        return self.conclude(waits)
+
+    def reload(self):
+        """Read again what is on the disk after a fault: the state may owe hooks by now."""
+        self.lineage = load_lineage(self.place)._replace(options=self.lineage.options)
+        self.state = self.lineage.state
+
+    def roll_back(self):
+        """Make the version before current again, and keep the one rolled back from out."""
+        place, now, before = self.place, self.run.now, self.lineage.current
+        target = rollback_target(self.lineage)
+        if target is None:
+            raise Failure(None, "there is no earlier version to go back to", (
+                "versions are kept in %s/%s@N" % (place.archive, place.name)))
+        leaf = target.leaf
+        if not leaf.not_before <= now <= leaf.not_after:
+            raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
+                "version %d is not valid now (%s to %s)" % (target.number, iso_time(
+                    leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
+        if leaf.public_key != before.leaf.public_key:
+            self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
+        retired = set(self.state.retired) - {fingerprint(leaf.public_key)}
+        self.state = self.owing(self.state)._replace(retired=tuple(sorted(retired)), rolled_back=(
+            self.state.rolled_back + (fingerprint(before.leaf.der),)))
+        if not self.run.dry_run:
+            point_back(self.lineage, target, self.state)
+            self.state = self.state._replace(owed_version=target.number, key=key_record(
+                target.folder + "/privkey.pem", leaf.public_key))
+        self.lineage = self.lineage._replace(current=target, key=target.folder + "/privkey.pem")
+        self.fresh = True
+
+    def result(self, waits):
+        """Return the result word of this crossing."""
+        if not self.failure:
+            return "installed" if self.fresh else "unchanged" if self.decision else "not-due"
+        return "pending" if self.failure.reason in ("hook", "not-served") else (
+            "deferred" if waits else self.failure.result)
+
+    def recorded(self, result):
+        """Return the State after this crossing: how it ended, since when and for how many runs."""
+        state, failure, offer = self.state, self.failure, self.decision and self.decision.offer
+        if result == "not-due":
+            return state
+        if not failure:
+            state = state._replace(reason=None, detail="", runs=0, since=None)
+        else:
+            again = (state.result, state.reason) == (result, failure.reason or "record")
+            state = state._replace(
+                reason=failure.reason or "record", detail=plain(failure), since=(
+                    state.since if again else self.run.now), runs=state.runs + 1 if again else 1)
+        sound = result in SOUND or failure and failure.reason == "rolled-back"
+        state = state._replace(result=result, good=None if sound else last_good(
+            self.lineage, self.run.now))
+        return state if not offer else state._replace(
+            source=offer.source.text, way=offer.way, upstream_not_after=self.decision.leaf.not_after)
+
+    def conclude(self, waits=False):
+        """Record how the crossing ended, alert who wants it, and return (Lineage, Outcome)."""
+        run, lineage, failure, result = self.run, self.lineage, self.failure, self.result(waits)
+        health, why, version = "unknown", "", None
+        if lineage:
+            lineage = lineage._replace(state=self.recorded(result), checked=(
+                lineage.checked if result == "not-due" else run.now))
+            version = lineage.current
+            health, why = health_of(lineage, run.now, self.misfit and not self.fresh)
+        outcome = Outcome(
+            self.place.name, result, failure.reason if failure else None, str(failure or ""),
+            failure.hint if failure else "", self.changed or self.fresh, self.fresh, (
+                self.decision.offer.source.text if self.decision else None), version, health, why,
+            self.lines)
+        if lineage and not run.dry_run and (not failure or lineage.given is not None or version or (
+                run.command == "renew")) and (not failure or failure.reason != "certbot"):
+            lineage = lineage._replace(state=alert(run, lineage, outcome))
+            kept = self.attempt(lambda: self.keep(lineage, result))
+            if not kept and self.failure is not failure:
+                run.report.problem(self.place.name, "not recorded: %s" % self.failure, "see to it")
+        return lineage, outcome
+
+    def keep(self, lineage, result):
+        """Write the state where it changed, else only its time."""
+        if lineage.state != self.lineage.state or self.lineage.checked is None:
+            save_state(self.place, lineage.state)
+        if result != "not-due":
+            touch_state(self.place, self.run.now)
         return True
-    if failure.reason == "not-yet-valid":
-        return lineage.current is not None and run.now < lineage.current.leaf.not_before
-    return (failure.reason in ("unreachable", "timeout") and run.command == "renew"
-            and health == "ok" and not run.network.broken)
 
 
-def _record(run, lineage, state, result, failure, decision):
-    """Return the State after a crossing: what it ended with, since when and for how many runs."""
-    reason = failure.reason if failure else None
-    bad = failure is not None
-    repeated = bad and state.reason == (reason or "record") and state.result == result
-    source = decision.offer.source.text if decision else state.source
-    return state._replace(
-        result=result, reason=(reason or "record") if bad else None,
-        detail=plain(failure) if bad else "", runs=(state.runs + 1 if repeated else 1) if bad else 0,
-        since=(state.since if repeated else run.now) if bad else None,
-        good=None if result in _SOUND or reason == "rolled-back" else last_good(lineage, run.now),
-        source=source, way=decision.offer.way if decision else state.way,
-        upstream_not_after=decision.leaf.not_after if decision else state.upstream_not_after)
+def ferry_all(run, places):
+    """Return [(Lineage or None, Outcome)] of many lineages, in order.
 
-
-def _keep(run, lineage, state):
-    """Write the state where it changed, else only its time; say where that cannot be done."""
-    place = lineage.place
-    try:
-        if state != lineage.state or lineage.checked is None:
-            save_state(place, state)
-        os.utime(place.state, (run.now, run.now))
-        return ""
-    except OSError as error:
-        return str(storage_failure(error))
-
-
-def _alert(run, name, state, health, outcome, leaf):
-    """Run the alert hooks where health calls for it; return the state that remembers it."""
-    hooks = hook_files(run.config, "alert")
-    if run.dry_run or not hooks or not alert_wanted(state, health, run.now):
-        return state
-    variables = {
-        "CERTFERRY_NAME": name, "CERTFERRY_HEALTH": health, "CERTFERRY_WAS": state.told or "ok",
-        "CERTFERRY_REASON": outcome.reason or "", "CERTFERRY_DETAIL": plain(
-            outcome.message or outcome.why),
-        "CERTFERRY_NOT_AFTER": iso_time(leaf.not_after) if leaf else "",
-        "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}
-    for hook in hooks:
-        wrong, _ = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
-        if wrong:
-            run.report.problem(name, "the alert hook %s failed (%s)" % (hook, wrong), "mend it")
-    return state._replace(told=health, told_at=run.now)
-
-
-def _remember(run, crossing, changes, lineage):
-    """Write the options that this command gave; return whether any changed."""
-    if not changes:
-        return False
-    merged = merge_options(lineage.given or {}, changes)
-    if merged == (lineage.given or {}):
-        return False
+    All first exchanges are under way before the first answer is judged.
+    """
+    crossings, pairs = [], []
     if not run.dry_run:
-        save_conf(lineage.place, merged)
-    return True
+        for folder in ("archive", "certferry"):
+            for path in remove_litter("%s/%s" % (run.config, folder)):
+                run.report.problem("", "removed what an interrupted run left: " + path,
+                                   kind="warning")
+    for place in places:
+        crossing = Crossing(run, place)
+        crossing.attempt(crossing.prepare)
+        if run.command == "renew" and crossing.lineage and (
+                crossing.lineage.options.enabled == "no"):
+            run.report.detail(place.name, "skipped: enabled = no in its conf")
+            continue
+        if not crossing.failure and run.command != "rollback":
+            crossing.begin()
+        crossings.append(crossing)
+    for position, crossing in enumerate(crossings, 1):
+        run.report.step(position, len(crossings), crossing.place.name)
+        started = time.monotonic()
+        if run.command == "rollback":
+            if not crossing.failure:
+                crossing.attempt(crossing.roll_back)
+            if not crossing.failure and not run.dry_run:
+                crossing.attempt(crossing.finish)
+            pairs.append(crossing.conclude())
+        else:
+            pairs.append(crossing.ferry())
+        run.report.outcome(pairs[-1][1])
+        run.report.detail(crossing.place.name, "done (%.3f s)" % (time.monotonic() - started))
+    run.report.clear()
+    return pairs
 
 
-def ferry(run, crossing, changes=None):
-    """Return the (Lineage, Outcome) of one lineage's crossing: ask, judge, deploy, hooks, record."""
-    lineage, state = crossing.lineage, crossing.lineage.state
-    name, place, current = lineage.place.name, lineage.place, lineage.current
-    failure, decision, fresh, lines, changed = None, None, False, [], bool(crossing.added)
-    health, _ = health_of(lineage, run.now, crossing.misfit)
-    due = lineage.options.when == "always" or run.command != "renew" or run.force or not (
-        current) or is_due(current.leaf, run.now)
-    if crossing.record and crossing.record != "misfit":
-        state = state._replace(key=crossing.record)
-    hooks, retry = [], False
-    try:
-        if due:
-            decision = crossing.decide()
-        fresh = bool(decision and not decision.same)
-        if fresh and run.dry_run:
-            lineage = lineage._replace(current=Version(max(version_numbers(place) + [0]) + 1, "",
-                                                       decision.leaf, decision.chain))
-        elif fresh:
-            lineage, state = _deploy(crossing, decision)
-            hooks = list(state.owed)
-        elif run.command == "crossing" and current and current.number is None and not run.dry_run:
-            lineage, changed = adopt(lineage), True
-            state = state._replace(key="%s %d" % (key_stamp(lineage.key), checksum(
-                lineage.current.leaf.public_key)))
-    except Failure as error:
-        failure = error
-    except OSError as error:
-        failure = storage_failure(error)
-        lineage = load_lineage(place)
-        state = lineage.state
-    can_wait = failure and _deferred(run, lineage, failure, health)
-    try:
-        if run.command == "crossing" and (not failure or can_wait):
-            changed = _remember(run, crossing, changes, lineage) or changed
-    except OSError as error:
-        failure = storage_failure(error)
-    if not run.dry_run and lineage.current:
-        if not fresh:
-            hooks, retry = _hooks_again(run, lineage, state, decision, changes)
-        if hooks or retry or fresh or (not failure and crossing.served):
-            state, pending, shown = _finish_hooks(run, crossing, lineage, state, hooks,
-                                                  fresh or retry)
-            lines += shown
-            failure = failure or pending
-    return _conclude(run, crossing, lineage, state, failure, decision, can_wait,
-                     (fresh, changed or fresh, lines))
-
-
-def _hooks_again(run, lineage, state, decision, changes):
-    """Return (hooks to run though nothing is new, whether something was pending)."""
-    every = deploy_hooks(run.config, lineage.options)
-    pending = state.owed_version == lineage.current.number and (state.owed or state.unserved)
-    if run.force and decision or pending and state.unserved:
-        return every, bool(pending)
-    hooks = [hook for hook in every if hook in state.owed] if pending else []
-    if decision and changes and "deploy-hook" in changes:
-        before = (lineage.given or {}).get("deploy-hook", ())
-        hooks += [hook for hook in lineage.options.deploy_hooks
-                  if hook not in before and hook not in hooks]
-    return hooks, bool(pending)
-
-
-def _conclude(run, crossing, lineage, state, failure, decision, can_wait, done):
-    """Record how a crossing ended and return (Lineage, Outcome)."""
-    (fresh, changed, lines), name = done, lineage.place.name
-    if failure:
-        result = "pending" if failure.reason in ("hook", "not-served") else (
-            "deferred" if can_wait else failure.result)
-    else:
-        result = "installed" if fresh else "unchanged" if decision else "not-due"
-    after = _record(run, lineage, state, result, failure, decision) if result != "not-due" else state
-    known = lineage.given is not None or lineage.current or run.command == "renew" or not failure
-    seen = lineage._replace(state=after, checked=run.now if result != "not-due" else
-                            lineage.checked)
-    health, why = health_of(seen, run.now, crossing.misfit and not fresh)
-    if lineage.current:
-        why = "%d days" % days_left(lineage.current.leaf, run.now)
-    outcome = Outcome(name, result, failure.reason if failure else None,
-                      str(failure) if failure else "", failure.hint if failure else "", changed,
-                      fresh, decision.offer.source.text if decision else None, lineage.current,
-                      health, why, lines)
-    if not run.dry_run and known and (result != "not-due" or after != lineage.state):
-        after = _alert(run, name, after, health, outcome,
-                       lineage.current.leaf if lineage.current else None)
-        wrong = _keep(run, lineage, after)
-        if wrong:
-            run.report.problem(name, wrong, "what happened is not recorded: see to the disk")
-            outcome = outcome._replace(lines=outcome.lines + [None])
-        seen = seen._replace(state=after)
-    return seen, outcome
-
-
-def roll_back(run, place):
-    """Return the (Lineage, Outcome) of going back to the version before; Failure where none can."""
-    crossing = prepare(run, place)
-    lineage, state = crossing.lineage, crossing.lineage.state
-    target, current = rollback_target(lineage), lineage.current
-    if target is None:
-        raise Failure(None, "there is no earlier version to go back to", "versions are kept in %s/"
-                      "%s@N" % (place.archive, place.name))
-    leaf = target.leaf
-    if not leaf.not_before <= run.now <= leaf.not_after:
-        raise Failure("expired" if run.now > leaf.not_after else "not-yet-valid",
-                      "version %d is not valid now (%s to %s)" % (
-                          target.number, iso_time(leaf.not_before), iso_time(leaf.not_after)),
-                      "the version in service stays")
-    lines = []
-    if leaf.public_key != current.leaf.public_key:
-        lines.append("private key  goes back to %s too" % describe_key(leaf.public_key))
-    state = state._replace(
-        rolled_back=state.rolled_back + (fingerprint(current.leaf.der),),
-        retired=tuple(mark for mark in state.retired if mark != fingerprint(leaf.public_key)),
-        owed=tuple(deploy_hooks(run.config, lineage.options)), unserved=bool(
-            lineage.options.served_at))
-    failure = None
-    lineage = lineage._replace(current=target, key=target.folder + "/privkey.pem")
-    if not run.dry_run:
-        point_back(lineage, target, state)
-        state = state._replace(owed_version=target.number, key="%s %d" % (
-            key_stamp(lineage.key), checksum(leaf.public_key)))
-        state, failure, shown = _finish_hooks(run, crossing, lineage, state, list(state.owed), True)
-        lines += shown
-    return _conclude(run, crossing, lineage, state, failure, None, False, (True, True, lines))
+def post_hooks(run, pairs):
+    """Run certbot's post hooks once where something was deployed; say whether all succeeded."""
+    names = {"RENEWED_DOMAINS": [], "FAILED_DOMAINS": []}
+    for _, outcome in pairs:
+        if outcome.fresh or outcome.result in ("failed", "refused"):
+            names["RENEWED_DOMAINS" if outcome.fresh else "FAILED_DOMAINS"].extend(
+                outcome.version.leaf.domains if outcome.version else (outcome.name,))
+    if run.dry_run or not any(outcome.fresh for _, outcome in pairs):
+        return True
+    variables = {key: " ".join(domains) for key, domains in names.items()}
+    return run_hooks(run, hook_files(run.config, "post"), variables, "post")
 
 
 def inspect(place, now):
@@ -3817,120 +3685,34 @@ def inspect(place, now):
         current, state, lines, misfit = lineage.current, lineage.state, [], False
         if lineage.given is None and current is None and lineage.key is None:
             raise Failure(None, "there is no such lineage", "certferry %s sets it up" % place.name)
-        if current and lineage.key and state.key != "%s %d" % (
-                key_stamp(lineage.key), checksum(current.leaf.public_key)):
+        if current and lineage.key and state.key != key_record(lineage.key,
+                                                               current.leaf.public_key):
             public = public_half(read_file(lineage.key, MAX_KEY), True)
             misfit = public not in (current.leaf.public_key, leaf_public_key(current.leaf.der))
         for path in staged_keys(place):
             lines.append("staged key %s" % describe_key(public_half(read_file(path, MAX_KEY), True)))
-        health, why = health_of(lineage, now, misfit)
-        if current and lineage.key is None:
-            health, why = "critical", "has no private key"
         if current and current.leaf.lifetime <= 10 * DAY:
             lines.append("lives %d days: let the timer run hourly (systemctl edit certferry.timer)"
                          % (current.leaf.lifetime // DAY))
         if lineage.options.enabled == "no":
-            lines.append("disabled in its conf")
+            lines.append("enabled = no")
+        health, why = health_of(lineage, now, misfit)
         return lineage, Outcome(place.name, state.result, state.reason, state.detail, "", False,
                                 False, state.source, current, health, why, lines)
-    except ValueError as error:
-        failure = Failure(None, "its private key %s" % error, "bring it again with --key")
-    except OSError as error:
-        failure = storage_failure(error)
-    except Failure as error:
-        failure = error
+    except (ValueError, OSError, Failure) as error:
+        failure = storage_failure(error) if isinstance(error, OSError) else error if isinstance(
+            error, Failure) else Failure(None, "its private key %s" % error)
     return None, Outcome(place.name, "failed", failure.reason, str(failure), failure.hint, False,
                          False, None, None, "unknown", "cannot be read: %s" % failure, [])
 
 
-def _failed(run, place, failure):
-    """Return the (Lineage or None, Outcome) of a lineage that ended before or outside its ferry,
-    recorded where there is a lineage to speak of."""
-    try:
-        lineage = load_lineage(place)
-        if failure.reason != "certbot" and not (run.dry_run or failure.reason is None) and (
-                lineage.given is not None or lineage.current):
-            crossing = Crossing(run, lineage)
-            return _conclude(run, crossing, lineage, lineage.state, failure, None, False,
-                             (False, False, []))
-        health, why = health_of(lineage, run.now)
-        version = lineage.current
-    except (Failure, OSError):
-        lineage, version, health, why = None, None, "unknown", ""
-    return lineage, Outcome(place.name, failure.result, failure.reason, str(failure), failure.hint,
-                            False, False, None, version, health, why, [])
-
-
-def ferry_all(run, places, changes=None, pem=None):
-    """Return [(Lineage or None, Outcome)] of many lineages, in order; the one place that catches.
-
-    All first exchanges are under way before the first answer is judged.
-    """
-    ready, done = [], []
-    for place in places:
-        try:
-            crossing = prepare(run, place, changes, pem)
-            if run.command == "renew" and crossing.lineage.options.enabled == "no":
-                run.report.detail(place.name, "disabled in its conf: skipped")
-                continue
-            options, current = crossing.lineage.options, crossing.lineage.current
-            if options.when == "always" or run.command != "renew" or run.force or not current or (
-                    is_due(current.leaf, run.now)):
-                crossing.begin()
-            else:
-                crossing.look()
-            ready.append((place, crossing))
-        except Failure as failure:
-            ready.append((place, failure))
-        except OSError as error:
-            ready.append((place, storage_failure(error)))
-    for position, (place, crossing) in enumerate(ready, 1):
-        run.report.step(position, len(ready), place.name)
-        started = time.monotonic()
-        try:
-            if isinstance(crossing, Failure):
-                raise crossing
-            for notice in crossing.lineage.notices:
-                run.report.problem(place.name, notice, kind="warning")
-            pair = ferry(run, crossing, changes)
-        except Failure as failure:
-            pair = _failed(run, place, failure)
-        except OSError as error:
-            pair = _failed(run, place, storage_failure(error))
-        run.report.outcome(pair[1])
-        run.report.detail(place.name, "done (%.3f s)" % (time.monotonic() - started))
-        done.append(pair)
-    run.report.clear()
-    return done
-
-
-def post_hooks(run, pairs):
-    """Run certbot's post hooks once where something was deployed; say whether all succeeded."""
-    if run.dry_run or not any(outcome.fresh for _, outcome in pairs):
-        return True
-    variables = {"RENEWED_DOMAINS": [], "FAILED_DOMAINS": []}
-    for _, outcome in pairs:
-        names = outcome.version.leaf.domains if outcome.version else (outcome.name,)
-        if outcome.fresh or outcome.result in ("failed", "refused"):
-            variables["RENEWED_DOMAINS" if outcome.fresh else "FAILED_DOMAINS"].extend(names)
-    variables = {key: " ".join(names) for key, names in variables.items()}
-    sound = True
-    for hook in hook_files(run.config, "post"):
-        wrong, _ = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
-        if wrong:
-            run.report.problem("", "the post hook %s failed (%s)" % (hook, wrong),
-                               "run it by hand: it is not tried again")
-            sound = False
-    return sound
-
-
-def write_metrics(path, pairs, places, now, seconds, report):
+def write_metrics(path, pairs, places, now, started, report):
     """Write the metrics of a run, the lineages that were not in it from disk; say whether it went."""
     names = {outcome.name for _, outcome in pairs}
     pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
     pairs.sort(key=lambda pair: pair[1].name)
     try:
-        write_file(path, format_metrics(pairs, seconds), 0o644)
+        write_file(path, format_metrics(pairs, time.monotonic() - started), 0o644)
         return True
     except OSError as error:
         report.problem("", "metrics: %s" % storage_failure(error), "look at --metrics")
@@ -3955,11 +3737,12 @@ HELP = {
 usage: certferry NAME [options] | renew [NAME...] | status [NAME...] | rollback NAME
 
   ssh up.example.net cat /etc/letsencrypt/live/example.com/privkey.pem |
-      certferry example.com --key - --from up.example.net --deploy-hook 'systemctl reload nginx'
+    certferry example.com --key - --from up.example.net --deploy-hook 'systemctl reload nginx'
 
 remembered with the lineage (an empty value forgets it):
-  --from SOURCE          where to fetch: HOST[:PORT], PROTOCOL://HOST (%s),
-                         file:PATH, exec:COMMAND, vault://HOST/MOUNT/PATH, azure://VAULT/NAME;
+  --from SOURCE          HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST[:PORT]/MOUNT/PATH,
+                         azure://VAULT/NAME, or PROTOCOL://HOST[:PORT] with STARTTLS
+                         (%s);
                          may repeat, tried in order (default NAME:443)
   --sni HOST             the name to ask a TLS source for
   -d, --domain DOMAIN    a name that the certificate must cover; may repeat
@@ -3981,8 +3764,8 @@ more: certferry renew --help, status --help, rollback --help; exit status: 0 wel
     "renew": """\
 usage: certferry renew [NAME...] [options]
 
-  certferry renew                          every lineage, as the timer does
-  certferry renew example.com --force -v   one, whatever it was refused for as older
+  certferry renew                       every lineage, as the timer does
+  certferry renew example.com --force   one, also where it was refused as older or rolled back
 
   --jitter SECONDS   sleep first, a delay below SECONDS that is fixed for this host
   --metrics FILE     write Prometheus metrics there, also when something failed
@@ -3992,7 +3775,7 @@ exit status: 0 all is well, 1 something failed, was refused or is pending
     "status": """\
 usage: certferry status [NAME...] [options]
 
-  certferry status                 a line for monitoring, then a table; never uses the network
+  certferry status                      a line for monitoring, then a table; no network
   certferry status --json example.com
 
   --metrics FILE     write Prometheus metrics there
@@ -4009,95 +3792,84 @@ usage: certferry rollback NAME [options]
 exit status: 0 all is well, 1 it was refused or a hook failed
 """}
 
+_HABITS = {"certificates": "status", "list": "status", "show": "status", "certonly": "NAME",
+           "run": "NAME", "install": "NAME", "update": "renew", "revert": "rollback"}
 
-def _make_parser():
-    """Return the argument parser: options alone, so that they may stand before and after words."""
+
+def _parse_words(arguments):
+    """Return (options, the words that are none) of a command line.
+
+    The parser knows no positional arguments, so that options may stand before and after words.
+    """
     import argparse
 
-    class Parser(argparse.ArgumentParser):
-        """A parser that raises what is wrong instead of printing and ending."""
+    def error(message):
+        raise Usage(message.replace("argument ", ""))
 
-        def error(self, message):
-            """Raise Usage with argparse's words."""
-            raise Usage(message.replace("argument ", ""))
-
-    parser = Parser(add_help=False, allow_abbrev=False)
-    for key, (_, _, repeats) in REMEMBERED.items():
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.error = error
+    for key in REMEMBERED:
+        flags = ("-d", "--domain") if key == "domain" else ("--" + key,)
         if key != "enabled":
-            flags = ("-d", "--domain") if key == "domain" else ("--" + key,)
             parser.add_argument(*flags, dest=key, action="append")
     for key in ("key", "config-dir", "jitter", "metrics"):
-        parser.add_argument("--" + key, dest=key.replace("-", "_"))
-    for key in ("dry-run", "force", "no-timer", "json", "version"):
-        parser.add_argument("--" + key, dest=key.replace("-", "_"), action="store_true")
-    for flags in (("-q", "--quiet"), ("-v", "--verbose"), ("-h", "--help")):
+        parser.add_argument("--" + key)
+    for flags in (("--dry-run",), ("--force",), ("--no-timer",), ("--json",), ("--version",),
+                  ("-q", "--quiet"), ("-v", "--verbose"), ("-h", "--help")):
         parser.add_argument(*flags, action="store_true")
-    return parser
+    options, words = parser.parse_known_args(arguments)
+    return options, [word for word in words if word != "--"]
 
 
 def _nearest(word):
-    """Return the command or certbot habit that a word was meant to be."""
-    habits = {"certificates": "status", "list": "status", "show": "status", "certonly": "NAME",
-              "run": "NAME", "update": "renew", "revert": "rollback"}
-    word = word.strip("-")
-    if word in habits:
-        return habits[word]
+    """Return the command that a word was meant to be, certbot's habits included."""
     import difflib
-    return (difflib.get_close_matches(word, COMMANDS, 1, 0.0) or COMMANDS)[0]
+    word = word.strip("-")
+    return _HABITS.get(word) or (difflib.get_close_matches(word, COMMANDS, 1, 0) or COMMANDS)[0]
 
 
 def parse_arguments(arguments):
     """Return (options, command or "", [NAME], {remembered key: texts}); Usage for what is wrong."""
-    options, words = _make_parser().parse_known_args(arguments)
-    for word in words:
-        if word.startswith("-") and word != "--":
-            raise Usage("unknown option %s: did you mean certferry %s? certferry --help lists all"
-                        % (plain(word, 60), _nearest(word)))
-    words = [word for word in words if word != "--"]
-    changes = {key: value for key, value in vars(options).items()
-               if key in REMEMBERED and value is not None}
-    if not words:
-        return options, "", [], changes
-    command = words.pop(0) if words[0] in COMMANDS else "crossing"
+    options, words = _parse_words(arguments)
+    changes = {key: texts for key, texts in vars(options).items() if key in REMEMBERED and texts}
+    command = words[0] if words[:1] and words[0] in COMMANDS else "crossing" if words else ""
     names = []
-    for word in words:
+    for word in words[command in COMMANDS:]:
+        if word.startswith("-"):
+            raise Usage("unknown option %s: did you mean certferry %s? certferry --help lists all" % (
+                plain(word, 60), _nearest(word)))
         wildcard = command == "crossing" and word.startswith("*.")
         try:
-            name = host_name(word[2:] if wildcard else word)
-            if "." not in name and not is_address(name):
+            names.append(host_name(word[2 * wildcard:]))
+            if "." not in names[-1] and not is_address(names[-1]):
                 raise ValueError
-        except (ValueError, UnicodeError):
+        except ValueError:
             raise Usage("%s is no host name and no command: did you mean certferry %s?" % (
                 plain(word, 60), _nearest(word)))
-        names.append(name)
         if wildcard:
-            changes["domain"] = changes.get("domain", []) + ["*." + name]
+            changes["domain"] = changes.get("domain", []) + ["*." + names[-1]]
     return options, command, names, changes
 
 
 def check_arguments(options, command, names, changes):
-    """Raise Usage where options and command do not go together."""
-    if command in ("crossing", "rollback") and len(names) != 1:
-        raise Usage("one NAME at a time: certferry %s" % (
-            "rollback NAME" if command == "rollback" else "NAME [options]"))
-    stray = [key for key in changes if command != "crossing"]
-    stray += ["key"] if options.key is not None and command != "crossing" else []
-    stray += ["jitter"] if options.jitter is not None and command != "renew" else []
-    stray += ["metrics"] if options.metrics is not None and command not in ("renew", "status") else []
-    stray += ["force"] if options.force and command in ("status", "rollback") else []
+    """Raise Usage where options and command do not go together, or a value is wrong."""
+    takes = {"key": "crossing", "jitter": "renew", "metrics": "renew status",
+             "force": "crossing renew"}
+    stray = [] if command == "crossing" else list(changes)
+    stray += [key for key, commands in takes.items()
+              if getattr(options, key) and command not in commands.split()]
     if stray:
-        raise Usage("--%s does not go with %s: certferry --help says with what" % (stray[0], command))
-    if options.force and command == "renew" and not names:
+        raise Usage("--%s does not go with %s: see certferry --help" % (stray[0], command))
+    if len(names) != 1 and command in ("crossing", "rollback"):
+        raise Usage("one NAME at a time: see certferry --help")
+    if options.force and not names:
         raise Usage("renew --force needs a NAME: certferry renew NAME --force")
-    if options.jitter is not None and not re.match(r"\d{1,6}\Z", options.jitter):
+    if options.jitter and not re.match(r"\d{1,6}\Z", options.jitter):
         raise Usage("--jitter %s: write whole seconds" % plain(options.jitter, 40))
-    for key, texts in changes.items():
-        try:
-            parse_options({key: [text for text in texts if text]})
-        except ValueError as error:
-            raise Usage("--%s: %s" % error.args)
-        if not REMEMBERED[key][2] and len(texts) > 1:
-            raise Usage("--%s: it takes one value" % key)
+    try:
+        parse_options({key: [text for text in texts if text] for key, texts in changes.items()})
+    except ValueError as error:
+        raise Usage("--%s: %s" % error.args)
 
 
 def jitter_delay(seconds, host_id=None):
@@ -4106,17 +3878,12 @@ def jitter_delay(seconds, host_id=None):
     `host_id` is the text of /etc/machine-id, or the host's name where there is none.
     """
     import hashlib
-    if host_id is None:
-        host_id = os.uname().nodename
-        for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
-            try:
-                with open(path) as file:
-                    host_id = file.read(256).strip() or host_id
-                    break
-            except OSError:
-                continue
-    digest = hashlib.sha256(b"certferry " + host_id.encode("utf-8", "replace")).digest()
-    return seconds * int.from_bytes(digest[:8], "big") / float(1 << 64)
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
+        if not host_id and os.access(path, os.R_OK):
+            with open(path, "rb") as file:
+                host_id = file.read(256).decode("latin-1").strip()
+    digest = hashlib.sha256(b"certferry " + (host_id or os.uname().nodename).encode()).digest()
+    return seconds * (int.from_bytes(digest[:6], "big") / float(1 << 48))
 
 
 def _read_key_option(value):
@@ -4131,44 +3898,41 @@ def _read_key_option(value):
                       "give a PEM file, or - for standard input")
 
 
-def start_timer(run, no_timer):
-    """Start the timer, or say what to put into cron; return (line or "", whether it was started)."""
+def _systemctl(*arguments):
+    """Return (exit status, output) of systemctl."""
     import subprocess
+    done = subprocess.run(("systemctl",) + arguments, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+    return done.returncode, plain(done.stdout.decode("utf-8", "replace").strip(), 120)
 
-    def systemctl(*arguments):
-        return subprocess.run(("systemctl",) + arguments, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
 
-    if no_timer or run.dry_run:
-        return "", False
-    folders = ("/etc/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system",
-               "/lib/systemd/system")
+def start_timer(run):
+    """Start the timer, or say what to put into cron; say whether it was started now."""
+    import subprocess
     default = run.config == CONFIG_DIR
     if default and os.path.isdir("/run/systemd/system") and any(
-            os.path.exists(folder + "/certferry.timer") for folder in folders):
+            os.path.exists(folder + "/systemd/system/certferry.timer")
+            for folder in ("/etc", "/usr/local/lib", "/usr/lib", "/lib")):
         try:
-            if systemctl("is-active", "certferry.timer").returncode == 0 and systemctl(
-                    "is-enabled", "certferry.timer").returncode == 0:
-                return "", False
-            done = systemctl("enable", "--now", "certferry.timer")
-            if done.returncode == 0:
-                shown = systemctl("show", "-p", "NextElapseUSecRealtime", "certferry.timer").stdout
-                at = re.search(rb"\d\d:\d\d", shown)
-                return "certferry.timer: started" + (
-                    ", next run " + at.group().decode() if at else ""), True
-            words = plain(done.stderr.decode("utf-8", "replace").strip().split("\n")[-1], 120)
+            if not any(_systemctl(word, "certferry.timer")[0] for word in ("is-active",
+                                                                           "is-enabled")):
+                return False
+            status, words = _systemctl("enable", "--now", "certferry.timer")
+            shown = _systemctl("show", "-p", "NextElapseUSecRealtime", "certferry.timer")[1]
         except (OSError, subprocess.SubprocessError) as error:
-            words = plain(error, 120)
+            status, words = 1, plain(error, 120)
+        if status == 0:
+            at = re.search(r"\d\d:\d\d", shown)
+            run.report.line("certferry.timer: started" + (at and ", next run " + at.group() or ""))
+            return True
         run.report.problem("", "certferry.timer could not be started (%s)" % words,
                            "systemctl enable --now certferry.timer")
-        return "", False
-    if default and os.path.exists("/etc/cron.d/certferry"):
-        return "", False
-    script = os.path.realpath(sys.argv[0])
-    command = script if os.access(script, os.X_OK) and not script.endswith(".py") else (
-        "%s %s" % (sys.executable, script))
-    return "no timer was started: for cron: 23 5,17 * * * %s renew -q --jitter 39600%s" % (
-        command, "" if default else " --config-dir " + run.config), False
+    elif not (default and os.path.exists("/etc/cron.d/certferry")):
+        script = os.path.realpath(sys.argv[0])
+        run.report.line("no timer was started: for cron: 23 5,17 * * * %s%s renew -q --jitter 39600%s"
+                        % ("" if os.access(script, os.X_OK) else sys.executable + " ", script,
+                           "" if default else " --config-dir " + run.config))
+    return False
 
 
 def _run_status(config, names, options, now, report):
@@ -4177,21 +3941,20 @@ def _run_status(config, names, options, now, report):
     places = [Place(config, name) for name in names] if names else discover(config)[0]
     pairs = [inspect(place, now) for place in sorted(places)]
     if options.metrics:
-        write_metrics(options.metrics, pairs, [], now, time.monotonic() - started, report)
+        write_metrics(options.metrics, pairs, [], now, started, report)
     if options.json:
         report.document([as_object(outcome) for _, outcome in pairs])
-    else:
-        for line in status_lines(pairs, now):
-            report.line(line)
-    healths = {outcome.health for _, outcome in pairs} or {"unknown"}
-    for health, status in (("critical", 2), ("unknown", 3), ("warning", 1)):
-        if health in healths:
-            return status
-    return 0
+    for line in status_lines(pairs, now):
+        report.line(line)
+    healths = [outcome.health for _, outcome in pairs] or ["unknown"]
+    return ([status for health, status in (("critical", 2), ("unknown", 3), ("warning", 1))
+             if health in healths] + [0])[0]
 
 
-def _open_config(run, pem):
-    """Hold the config dir, made for a first key; read the environment file into the run."""
+def _open_config(run, options):
+    """Hold the config dir, made for a first key; return the Run with what is read before work."""
+    pem = _read_key_option(options.key) if options.key else None
+    run = run._replace(pem=pem)
     if not os.path.isdir(run.config):
         if pem is None or run.dry_run:
             return run
@@ -4199,66 +3962,52 @@ def _open_config(run, pem):
     check_folder(run.config)
     lock(run.config)
     path = run.config + "/certferry/environment"
-    try:
-        check_folder(os.path.dirname(path))
-        text = read_file(path, MAX_RECORD, True).decode("utf-8", "surrogateescape")
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return run
-    return run._replace(environment=dict(run.environment, **parse_environment(text, path)))
+    check_folder(os.path.dirname(path))
+    return run._replace(environment=dict(
+        run.environment, **parse_environment(read_text(path), path)))
 
 
-def _run_command(run, names, options, changes):
-    """Do what was asked; return the [(Lineage or None, Outcome)] of it and whether all hooks ran."""
-    started, places = time.monotonic(), [Place(run.config, name) for name in names]
-    all_places = None
+def _run_ferry(run, names, options):
+    """Do what was asked; return ([(Lineage or None, Outcome)], whether the rest went well)."""
+    started, every = time.monotonic(), None
+    places = [Place(run.config, name) for name in names]
     try:
-        pem = _read_key_option(options.key) if options.key is not None else None
-        run = _open_config(run, pem)
-        if run.command == "renew" and not (names and not options.metrics):
-            all_places, notices = discover(run.config)
+        run = _open_config(run, options)
+        metrics = options.metrics or run.environment.get("CERTFERRY_METRICS")
+        if run.command == "renew" and (metrics or not names):
+            every, notices = discover(run.config)
             for name, notice in notices if not names else ():
                 run.report.problem(name, notice, kind="warning")
-            places = places or all_places
-        if run.command == "rollback":
-            pairs = [roll_back(run, places[0])]
-            run.report.outcome(pairs[0][1])
-        else:
-            pairs = ferry_all(run, places, changes, pem)
+            places = places or every
+        pairs = ferry_all(run, places)
+        sound = post_hooks(run, pairs)
+        if every is not None and metrics and not run.dry_run:
+            sound = write_metrics(metrics, pairs, every, run.now, started, run.report) and sound
+        if run.command == "crossing" and not (options.no_timer or run.dry_run) and (
+                pairs[0][1].result in WELL + SOUND):
+            lineage, outcome = pairs[0]
+            pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
+        return pairs, sound
     except (Failure, OSError) as error:
         failure = error if isinstance(error, Failure) else storage_failure(error)
-        pairs = [_failed(run, place, failure) for place in places]
-        for _, outcome in pairs:
-            run.report.outcome(outcome)
-        if not pairs:
-            run.report.problem("", failure, failure.hint)
-            pairs = [(None, None)]
-    sound = pairs == [(None, None)] or post_hooks(run, pairs)
-    path = options.metrics or run.environment.get("CERTFERRY_METRICS")
-    if path and run.command == "renew" and pairs != [(None, None)] and not run.dry_run:
-        sound = write_metrics(path, pairs, all_places if all_places is not None else discover(
-            run.config)[0], run.now, time.monotonic() - started, run.report) and sound
-    return pairs, sound
-
-
-def _show_crossing(run, outcome, options):
-    """Start the timer after a crossing that was remembered; return the outcome as it is then."""
-    if outcome.result not in ("installed", "unchanged", "pending", "deferred"):
-        return outcome
-    line, started = start_timer(run, options.no_timer)
-    if line:
-        run.report.line(line)
-    return outcome._replace(changed=outcome.changed or started)
+    pairs = [(None, Outcome(place.name, failure.result, failure.reason, str(failure), failure.hint,
+                            False, False, None, None, "unknown", "", [])) for place in places]
+    for _, outcome in pairs:
+        run.report.outcome(outcome)
+    if not pairs:
+        run.report.problem("", failure, failure.hint)
+    return pairs, False
 
 
 def main(arguments):
     """Do what the command line asks; return the exit status."""
-    status_asked = "status" in arguments
     try:
         options, command, names, changes = parse_arguments(arguments)
-        report = Reporter(options.quiet, options.verbose, options.json)
         if options.version or options.help:
             Reporter().line("certferry " + __version__ if options.version else
-                            HELP.get(command, HELP[""]).rstrip("\n"))
+                            HELP.get(command, HELP[""]).rstrip())
             return 0
         if not command:
             Reporter().short_help(SHORT_HELP)
@@ -4266,28 +4015,22 @@ def main(arguments):
         check_arguments(options, command, names, changes)
     except Usage as error:
         Reporter().problem("", error)
-        return 3 if status_asked else 2
-    now, config = int(time.time()), os.path.abspath(options.config_dir or CONFIG_DIR)
-    if command == "status":
-        return _run_status(config, names, options, now, report)
+        return 3 if "status" in arguments else 2
     if options.jitter:
         time.sleep(jitter_delay(int(options.jitter)))
-        now = int(time.time())
+    now, config = int(time.time()), os.path.abspath(options.config_dir or CONFIG_DIR)
+    report = Reporter(options.quiet, options.verbose, options.json, now)
+    if command == "status":
+        return _run_status(config, names, options, now, report)
     network = Network()
-    run = Run(config, dict(os.environ), now, command, options.dry_run, options.force, network,
-              report, tuple(changes))
     try:
-        pairs, sound = _run_command(run, names, options, changes)
-        if command == "crossing" and pairs[0][1]:
-            pairs = [(pairs[0][0], _show_crossing(run, pairs[0][1], options))]
+        pairs, sound = _run_ferry(Run(config, dict(os.environ), now, command, options.dry_run,
+                                      options.force, network, report, changes, None), names, options)
     finally:
         network.close()
-    outcomes = [outcome for _, outcome in pairs if outcome]
     if options.json:
-        report.document([as_object(outcome) for outcome in outcomes], options.dry_run)
-    well = all(outcome.result in ("installed", "unchanged", "not-due", "deferred")
-               for outcome in outcomes)
-    return 0 if well and sound and len(outcomes) == len(pairs) else 1
+        report.document([as_object(outcome) for _, outcome in pairs], options.dry_run)
+    return 0 if sound and all(outcome.result in WELL for _, outcome in pairs) else 1
 
 
 if __name__ == "__main__":
@@ -4297,6 +4040,6 @@ if __name__ == "__main__":
         Reporter().problem("", "interrupted", "the next run takes up what is unfinished")
         sys.exit(130)
     except Exception as error:
-        Reporter().problem("", "this is a bug in certferry (%s, line %d)" % (
-            repr(error), error.__traceback__.tb_lineno), "please report it; nothing was lost")
+        Reporter().problem("", "this is a bug in certferry (%r, line %d)" % (
+            error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
         sys.exit(1)
