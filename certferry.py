@@ -125,7 +125,7 @@ Version = collections.namedtuple("Version", "number folder leaf chain")
 # What a source handed over; `chain` is None where the exchange did not show it, `key` a Secret.
 Offer = collections.namedtuple("Offer", "source address leaf chain key way")
 
-# An offer, parsed, with what openssl says of it: public keys as DER, `trust` is "" or what is wrong.
+# An offer, parsed, and what openssl says of it: public keys as DER, `trust` "" or what is wrong.
 Evidence = collections.namedtuple("Evidence", "offer leaf public_key carried_key trust")
 
 # What the judge compares an offer with: `keys` {public key DER: path}, the others fingerprints.
@@ -208,7 +208,7 @@ STARTTLS = {"smtp": 25, "imap": 143, "pop3": 110, "ftp": 21, "ldap": 389, "xmpp"
             "postgres": 5432, "mysql": 3306}
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % (
     (r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2))
-_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!\Z)|\Z)){4}")
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!\Z)|\Z)){4}(?<!\.)\Z")
 
 Options = collections.namedtuple("Options", (
     "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled"))
@@ -343,7 +343,8 @@ def parse_options(given):
 
 def merge_options(given, changes):
     """Return remembered options with the changes: an empty value forgets what was remembered."""
-    merged = dict(given, **{key: [text for text in texts if text] for key, texts in changes.items()})
+    merged = dict(given, **changes)
+    merged = {key: [text for text in texts if text] for key, texts in merged.items()}
     return {key: texts for key, texts in merged.items() if texts}
 
 
@@ -358,8 +359,7 @@ def _read_sections(text, path, shift=0):
     import configparser  # 2 ms
     if not _PARSERS:
         _PARSERS.append(configparser.RawConfigParser(
-            delimiters=("=",), comment_prefixes=("#",), empty_lines_in_values=False,
-            default_section="\0"))
+            delimiters=("=",), comment_prefixes=("#",), default_section="\0"))
     parser = _PARSERS[0]
     parser.clear()
     try:
@@ -387,7 +387,7 @@ def parse_conf(text, path):
         wrong = [(error.args[0], "%s: %s" % error.args)]
     key, what = wrong[0]
     lines = [number for number, line in enumerate(text.splitlines(), 1)
-             if line.strip().lower().startswith(key.lower())]
+             if line.partition("=")[0].rstrip().lower().startswith(key.lower())]
     raise Failure(None, "%s line %d: %s" % (path, (lines or [1])[0], what), "correct it by hand")
 
 
@@ -428,9 +428,16 @@ _STORED = {  # how a field of the state is read from its lines, where it is no p
     tuple: tuple, int: lambda lines: int(lines[0]), bool: lambda lines: lines[0] == "yes",
     "time": lambda lines: utc_seconds(*map(int, re.match(
         r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)Z\Z", lines[0]).groups()))}
-_KINDS = collections.OrderedDict((field.replace("_", "-"), (
-    field, "time" if field in ("since", "good", "upstream_not_after", "told_at") else type(none)))
-    for field, none in zip(State._fields, NO_STATE))
+
+
+def _kind_of(field):
+    """Return (key in the file, (field, how it is stored)) of a field of the state."""
+    times = ("since", "good", "upstream_not_after", "told_at")
+    return field.replace("_", "-"), (
+        field, "time" if field in times else type(getattr(NO_STATE, field)))
+
+
+_KINDS = collections.OrderedDict(_kind_of(field) for field in State._fields)
 
 
 def parse_state(text, path):
@@ -448,7 +455,7 @@ def parse_state(text, path):
 
 def format_state(state):
     """Return a State as INI text; what does not apply is left out."""
-    text = "# what certferry saw last; the time of its change is the time of the last check\n[state]\n"
+    text = "# what certferry saw last; its time of change is the time of the last check\n[state]\n"
     for value, (key, (_, kind)) in zip(state, _KINDS.items()):
         if value:
             text += "%s = %s\n" % (key, iso_time(value) if kind == "time" else "yes" if (
@@ -471,132 +478,107 @@ def parse_environment(text, path):
 # Certificates
 # --------------------------------------------------------------------------------------------------
 
+# Object identifiers as DER has them: extensions are 2.5.29.N, the others 1.3.6.1.5.5.7.N.
+_SUBJECT_KEY, _KEY_USAGE, _ALTERNATIVE_NAME, _BASIC_CONSTRAINTS = (
+    b"\x55\x1d%c" % number for number in (14, 15, 17, 19))
+_NAME_CONSTRAINTS, _AUTHORITY_KEY, _EXTENDED_USAGE, *_POLICY_CONSTRAINTS = (
+    b"\x55\x1d%c" % number for number in (30, 35, 37, 36, 54))
+_MUST_STAPLE = b"\x2b\x06\x01\x05\x05\x07\x01\x18"
+_SERVER_AUTH = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01"
 
-def _oid(dotted):
-    """Return the DER content bytes of a dotted object identifier."""
-    numbers = [int(part) for part in dotted.split(".")]
-    content = bytearray([numbers[0] * 40 + numbers[1]])
-    for number in numbers[2:]:
-        septets = [number & 0x7f]
-        while number > 0x7f:
-            number >>= 7
-            septets.append(number & 0x7f | 0x80)
-        content.extend(reversed(septets))
-    return bytes(content)
+_KEY_KINDS = {  # the AlgorithmIdentifiers of keys that browsers take (RFC 3279, 5480, 8410)
+    "300d06092a864886f70d0101010500": "RSA",
+    "301306072a8648ce3d020106082a8648ce3d030107": "ECDSA P-256",
+    "301006072a8648ce3d020106052b81040022": "ECDSA P-384",
+    "301006072a8648ce3d020106052b81040023": "ECDSA P-521",
+    "300506032b6570": "Ed25519", "300506032b6571": "Ed448"}
 
-
-_OIDS = {}
-
-
-def _named(name):
-    """Return the OID bytes of an extension or algorithm that certferry knows by name."""
-    if not _OIDS:  # made on first use: the usual run never asks
-        _OIDS.update((word, _oid(dotted)) for word, dotted in (
-            ("key usage", "2.5.29.15"), ("basic constraints", "2.5.29.19"),
-            ("extended key usage", "2.5.29.37"), ("subject key identifier", "2.5.29.14"),
-            ("authority key identifier", "2.5.29.35"), ("server auth", "1.3.6.1.5.5.7.3.1"),
-            ("must-staple", "1.3.6.1.5.5.7.1.24"), ("rsa", "1.2.840.113549.1.1.1"),
-            ("ec", "1.2.840.10045.2.1"), ("ed25519", "1.3.101.112"), ("ed448", "1.3.101.113"),
-            ("P-256", "1.2.840.10045.3.1.7"), ("P-384", "1.3.132.0.34"), ("P-521", "1.3.132.0.35"),
-            ("pss", "1.2.840.113549.1.1.10"), ("sha256", "2.16.840.1.101.3.4.2.1"),
-            ("sha384", "2.16.840.1.101.3.4.2.2"), ("sha512", "2.16.840.1.101.3.4.2.3"),
-            ("rsa-sha256", "1.2.840.113549.1.1.11"), ("rsa-sha384", "1.2.840.113549.1.1.12"),
-            ("rsa-sha512", "1.2.840.113549.1.1.13"), ("ecdsa-sha256", "1.2.840.10045.4.3.2"),
-            ("ecdsa-sha384", "1.2.840.10045.4.3.3"), ("ecdsa-sha512", "1.2.840.10045.4.3.4"),
-            ("common name", "2.5.4.3"), ("organization", "2.5.4.10")))
-    return _OIDS[name]
+_SIGNATURES = (  # and of signatures: with SHA-256, 384 or 512
+    "30..(06092a864886f70d01010[bcd](0500)?"  # RSA (RFC 4055: the NULL may be missing)
+    "|06092a864886f70d01010a30..a0..30..060960864801650304020[123].*"  # RSA-PSS
+    r"|06082a8648ce3d04030[234]|06032b657[01])\Z")  # ECDSA, Ed25519 and Ed448
 
 
-_SUBJECT_ALTERNATIVE_NAME = b"\x55\x1d\x11"  # 2.5.29.17, read on every run
-
-
-def _element(data, at, end):
-    """Return (tag, start, stop) of the DER element at `at`; ValueError unless it is strict."""
-    if at + 2 > end:
-        raise ValueError("an element is cut off")
-    tag, length, start = data[at], data[at + 1], at + 2
-    if tag & 0x1f == 0x1f:
-        raise ValueError("a tag of several bytes")
-    if length & 0x80:
-        size = length & 0x7f
-        if not 1 <= size <= 3 or start + size > end:
-            raise ValueError("a length of %d bytes" % size)
-        length = int.from_bytes(data[start:start + size], "big")
-        start += size
-        if length < 0x80 or length >> 8 * (size - 1) == 0:
-            raise ValueError("a length that is not the shortest")
-    if start + length > end:
-        raise ValueError("an element longer than what holds it")
-    return tag, start, start + length
-
-
-def _children(data, start, stop):
-    """Return [(tag, start, stop, where its tag is)] of the elements from start to stop."""
-    found = []
-    while start < stop:
-        tag, inner, end = _element(data, start, stop)
-        found.append((tag, inner, end, start))
-        start = end
+def _elements(data):
+    """Return [(tag, content, whole)] of the DER elements that the bytes are; ValueError else."""
+    found, at = [], 0
+    while at < len(data):
+        start = at + 2
+        if start > len(data) or data[at] & 0x1f == 0x1f:
+            raise ValueError("an element that is cut off, or a tag of several bytes")
+        length = data[at + 1]
+        if length & 0x80:
+            size = length & 0x7f
+            length = int.from_bytes(data[start:start + size], "big")
+            start += size
+            if not 1 <= size <= 3 or length < 0x80 or length >> 8 * (size - 1) == 0:
+                raise ValueError("a length that is not the shortest, or over 16 MiB")
+        if start + length > len(data):
+            raise ValueError("an element longer than what holds it")
+        found.append((data[at], data[start:start + length], data[at:start + length]))
+        at = start + length
     return found
 
 
-def _expect(data, start, stop, *tags):
-    """Return the children where they have exactly these tags; else ValueError."""
-    found = _children(data, start, stop)
-    if tuple(child[0] for child in found) != tags:
+def _expect(data, *tags):
+    """Return the elements where they have exactly these tags; else ValueError."""
+    found = _elements(data)
+    if tuple(tag for tag, _, _ in found) != tags:
         raise ValueError("other elements than X.509 has there")
     return found
 
 
-def check_strict(data, start=0, stop=None, depth=0):
-    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11)."""
-    for tag, inner, end, _ in _children(data, start, len(data) if stop is None else stop):
-        content = data[inner:end]
-        if tag & 0x20:
+def _is_loose(tag, content):
+    """Say whether DER has another form for a primitive value, or no such tag."""
+    if tag in (0x02, 0x0a):  # an integer, an enumerated: the shortest
+        return not content or len(content) > 1 and content[0] in (0, 0xff) and (
+            content[0] ^ content[1] < 0x80)
+    if tag == 0x03:  # a bit string: what is unused is zero
+        return not content or content[0] > 7 or content[-1] & (1 << content[0]) - 1
+    if tag == 0x06:
+        return not content or content[-1] & 0x80
+    return {0x01: content not in (b"\0", b"\xff"), 0x05: content}.get(tag, tag in (0, 0x10, 0x11))
+
+
+def check_strict(data, depth=0):
+    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11).
+
+    That includes the values of the extensions that RFC 5280 defines.
+    """
+    defined = False
+    for tag, content, _ in _elements(data):
+        if tag & 0x20 and tag & 0xc0 == 0 and tag not in (0x30, 0x31):
+            raise ValueError("a string in pieces")
+        if tag & 0x20 or tag == 0x04 and defined:
             if depth >= MAX_DEPTH:
                 raise ValueError("nested too deeply")
-            if tag & 0xc0 == 0 and tag not in (0x30, 0x31):
-                raise ValueError("a string in pieces")
-            check_strict(data, inner, end, depth + 1)
-        elif tag == 0x01 and content not in (b"\0", b"\xff"):
-            raise ValueError("a boolean that is neither true nor false")
-        elif tag in (0x02, 0x0a) and (not content or len(content) > 1 and (
-                content[0] == 0 and content[1] < 0x80 or content[0] == 0xff and content[1] > 0x7f)):
-            raise ValueError("an integer that is not the shortest")
-        elif tag == 0x03 and (not content or content[0] > 7 or len(content) == 1 and content[0]
-                              or len(content) > 1 and content[-1] & (1 << content[0]) - 1):
-            raise ValueError("a bit string with loose bits")
-        elif tag == 0x05 and content:
-            raise ValueError("a null with content")
-        elif tag == 0x06 and (not content or content[-1] & 0x80):
-            raise ValueError("an object identifier that is cut off")
-        elif tag in (0x00, 0x30, 0x31):
-            raise ValueError("a tag that DER does not have")
+            check_strict(content, depth + 1)
+        elif _is_loose(tag, content):
+            raise ValueError("a value of tag %d that is not in its one form" % tag)
+        if tag == 0x06:  # 2.5.29 and 1.3.6.1.5.5.7.1: to DER their values are but bytes
+            defined = content.startswith((_KEY_USAGE[:2], _MUST_STAPLE[:-1]))
 
 
 def _der_time(tag, content):
     """Return the seconds of a UTCTime or GeneralizedTime as RFC 5280, 4.1.2.5 wants them."""
     text = content.decode("ascii")
-    if not re.match(r"\d{12}Z\Z" if tag == 0x17 else r"\d{14}Z\Z", text) or tag not in (0x17, 0x18):
+    if not re.match(r"\d+Z\Z", text) or (tag, len(text)) not in ((0x17, 13), (0x18, 15)):
         raise ValueError("a time that RFC 5280 does not allow")
     if tag == 0x17:
         text = ("20" if text < "50" else "19") + text
     return utc_seconds(int(text[:4]), *[int(text[at:at + 2]) for at in range(4, 14, 2)])
 
 
-def _extensions(data, start, stop):
-    """Return {OID bytes: (critical, value bytes)} of the Extensions between start and stop."""
+def _extensions(data):
+    """Return {OID bytes: (critical, value bytes)} of the Extensions in some DER."""
     found = {}
-    (_, start, stop, _), = _expect(data, start, stop, 0x30)
-    for tag, inner, end, _ in _children(data, start, stop):
-        parts = _children(data, inner, end)
-        tags = tuple(part[0] for part in parts)
-        if tag != 0x30 or tags not in ((0x06, 0x04), (0x06, 0x01, 0x04)):
+    for tag, content, _ in _elements(_expect(data, 0x30)[0][1]):
+        (first, oid, _), *flag, (last, value, _) = _elements(content)
+        if (tag, first, last) != (0x30, 0x06, 0x04) or [part[0] for part in flag] not in ([], [1]):
             raise ValueError("an extension of another shape")
-        oid = data[parts[0][1]:parts[0][2]]
         if oid in found:
             raise ValueError("an extension given twice")
-        found[oid] = (len(parts) == 3 and data[parts[1][1]] != 0, data[parts[-1][1]:parts[-1][2]])
+        found[oid] = bool(flag) and flag[0][1] != b"\0", value
     return found
 
 
@@ -607,49 +589,34 @@ def _domains(value):
     that is not one whole leftmost label above a registrable name (RFC 9525, 6.3) are left out.
     """
     names = []
-    (_, start, stop, _), = _expect(value, 0, len(value), 0x30)
-    for tag, inner, end, _ in _children(value, start, stop):
-        content = value[inner:end]
+    for tag, content, _ in _elements(_expect(value, 0x30)[0][1]):
         if tag == 0x82:
-            name = content.decode("latin-1").lower()
+            name = content.decode("latin-1").lower()  # NUL too is for HOST_NAME to judge
             bare = name[2:] if name.startswith("*.") else name
-            if HOST_NAME.match(bare) and not bare.replace(".", "").isdigit() and len(name) < 256 and (
+            if HOST_NAME.match(bare) and not bare.replace(".", "").isdigit() and (
                     bare is name or "." in bare):
                 names.append(name)
-        elif tag == 0x87 and len(content) == 4:
-            names.append("%d.%d.%d.%d" % tuple(content))
-        elif tag == 0x87 and len(content) == 16:
-            names.append(host_name(":".join("%x" % (content[at] << 8 | content[at + 1])
-                                            for at in range(0, 16, 2))))
+        elif tag == 0x87 and len(content) in (4, 16):
+            import ipaddress  # 3 ms
+            names.append(str(ipaddress.ip_address(content)))
     return tuple(names)
 
 
 def parse_certificate(der):
     """Return the Certificate that the DER bytes hold; ValueError where they hold none."""
-    (_, start, stop, _), = _expect(der, 0, len(der), 0x30)
-    body, algorithm, _ = _expect(der, start, stop, 0x30, 0x30, 0x03)
-    fields = _children(der, body[1], body[2])
-    version = 1
+    body, algorithm, _ = _expect(_expect(der, 0x30)[0][1], 0x30, 0x30, 0x03)
+    fields, number = _elements(body[1]), b"\0"  # version 1 is not written
     if fields and fields[0][0] == 0xa0:
-        _, inner, end, _ = fields.pop(0)
-        (_, inner, end, _), = _expect(der, inner, end, 0x02)
-        version = int.from_bytes(der[inner:end], "big") + 1
-    if [field[0] for field in fields[:6]] != [0x02, 0x30, 0x30, 0x30, 0x30, 0x30]:
+        (_, number, _), = _expect(fields.pop(0)[1], 0x02)
+    if [tag for tag, _, _ in fields[:6]] != [0x02] + [0x30] * 5 or len(number) != 1:
         raise ValueError("other elements than X.509 has there")
     serial, _, issuer, validity, subject, key = fields[:6]
-    times = [_der_time(tag, der[inner:end])
-             for tag, inner, end, _ in _children(der, validity[1], validity[2])]
-    extensions = {}
-    for tag, inner, end, _ in fields[6:]:
-        if tag == 0xa3:
-            extensions = _extensions(der, inner, end)
-    names = extensions.get(_SUBJECT_ALTERNATIVE_NAME)
-    if len(times) != 2:
-        raise ValueError("a validity without two times")
-    return Certificate(
-        der, der[serial[1]:serial[2]].hex(), times[0], times[1], der[subject[3]:subject[2]],
-        der[issuer[3]:issuer[2]], der[key[3]:key[2]], der[algorithm[3]:algorithm[2]], version,
-        extensions, _domains(names[1]) if names else ())
+    not_before, not_after = [_der_time(*time[:2]) for time in _elements(validity[1])]
+    held = [content for tag, content, _ in fields[6:] if tag == 0xa3]
+    extensions = _extensions(held[0]) if held else {}
+    names = _domains(extensions[_ALTERNATIVE_NAME][1]) if _ALTERNATIVE_NAME in extensions else ()
+    return Certificate(der, serial[1].hex(), not_before, not_after, subject[2], issuer[2], key[2],
+                       algorithm[2], number[0] + 1, extensions, names)
 
 
 def fingerprint(der):
@@ -663,83 +630,40 @@ def covers(names, wanted):
 
     A wildcard stands for exactly one label (RFC 9525, 6.3) and never for part of an address.
     """
-    if wanted in names:
-        return True
     label, dot, rest = wanted.partition(".")
-    return bool(dot) and label != "*" and not is_address(wanted) and "*." + rest in names
+    return wanted in names or bool(dot) and label != "*" and not is_address(wanted) and (
+        "*." + rest in names)
 
 
 def attribute(name, which):
-    """Return one attribute of a distinguished name (DER bytes) as text, "" where it has none."""
-    oid = _named(which)
-    try:
-        (_, start, stop, _), = _expect(name, 0, len(name), 0x30)
-        for _, start, stop, _ in _children(name, start, stop):
-            for _, inner, end, _ in _children(name, start, stop):
-                kind, value = _children(name, inner, end)
-                if name[kind[1]:kind[2]] == oid:
-                    return name[value[1]:value[2]].decode("utf-8", "replace")
-    except ValueError:
-        pass
-    return ""
-
-
-def _key_parts(public_key):
-    """Return (algorithm OID, parameters element, key bytes) of a SubjectPublicKeyInfo."""
-    (_, start, stop, _), = _expect(public_key, 0, len(public_key), 0x30)
-    algorithm, bits = _expect(public_key, start, stop, 0x30, 0x03)
-    parts = _children(public_key, algorithm[1], algorithm[2])
-    return (public_key[parts[0][1]:parts[0][2]],
-            public_key[parts[1][1]:parts[1][2]] if len(parts) > 1 else b"",
-            public_key[bits[1] + 1:bits[2]])
+    """Return an attribute of a distinguished name (DER bytes) as text to show, "" without it."""
+    kind = {"common name": b"\x06\x03\x55\x04\x03", "organization": b"\x06\x03\x55\x04\x0a"}[which]
+    value = name.partition(kind)[2]
+    return value[2:2 + value[1]].decode("utf-8", "replace") if value[2:] else ""
 
 
 def key_kind(public_key):
-    """Return what a person calls a public key: `RSA 2048`, `ECDSA P-256`, `Ed25519`."""
+    """Return what a person calls a SubjectPublicKeyInfo: `RSA 2048`, `ECDSA P-256`, `Ed25519`."""
     try:
-        oid, parameters, key = _key_parts(public_key)
-        if oid == _named("rsa"):
-            (_, start, stop, _), = _expect(key, 0, len(key), 0x30)
-            _, inner, end, _ = _children(key, start, stop)[0]
-            return "RSA %d" % int.from_bytes(key[inner:end], "big").bit_length()
-    except (ValueError, IndexError):
+        (_, _, algorithm), (_, bits, _) = _expect(_expect(public_key, 0x30)[0][1], 0x30, 0x03)
+        kind = _KEY_KINDS.get(algorithm.hex(), "another kind")
+        if kind == "RSA":
+            modulus, _ = _expect(_expect(bits[1:], 0x30)[0][1], 0x02, 0x02)
+            return "RSA %d" % int.from_bytes(modulus[1], "big").bit_length()
+    except ValueError:
         return "an unreadable key"
-    if oid == _named("ec"):
-        return "ECDSA " + ([curve for curve in ("P-256", "P-384", "P-521")
-                            if parameters == _named(curve)] or ["on another curve"])[0]
-    return {_named("ed25519"): "Ed25519", _named("ed448"): "Ed448"}.get(oid, "another kind")
+    return "ECDSA on another curve" if "2a8648ce3d0201" in algorithm.hex() and (
+        kind == "another kind") else kind
 
 
-def _weak_key(public_key):
-    """Say whether browsers refuse a key: RSA under 2048 bits, other curves and kinds than these."""
-    kind, _, size = key_kind(public_key).partition(" ")
-    return int(size) < 2048 if kind == "RSA" else (kind, size) not in (
-        ("ECDSA", "P-256"), ("ECDSA", "P-384"), ("ECDSA", "P-521"), ("Ed25519", ""), ("Ed448", ""))
+def _value(certificate, oid):
+    """Return the value of a certificate's extension, empty where it has none."""
+    return certificate.extensions.get(oid, (False, b""))[1]
 
 
-def _weak_signature(algorithm):
-    """Say whether an AlgorithmIdentifier is none of those that browsers accept (no SHA-1, MD5)."""
-    (_, start, stop, _), = _expect(algorithm, 0, len(algorithm), 0x30)
-    parts = _children(algorithm, start, stop)
-    oid = algorithm[parts[0][1]:parts[0][2]]
-    if oid == _named("pss"):
-        return not any(b"\x06\x09" + _named(hash) in algorithm[parts[0][2]:]
-                       for hash in ("sha256", "sha384", "sha512"))
-    return oid not in [_named(word) for word in (
-        "rsa-sha256", "rsa-sha384", "rsa-sha512", "ecdsa-sha256", "ecdsa-sha384", "ecdsa-sha512",
-        "ed25519", "ed448")]
-
-
-def _is_authority(certificate):
-    """Say whether the basic constraints make a certificate an authority's."""
-    value = certificate.extensions.get(_named("basic constraints"), (False, b""))[1]
-    return b"\x01\x01\xff" in value[:5]
-
-
-def _key_usage(certificate):
-    """Return the key usage bits (bit 5 is keyCertSign, RFC 5280, 4.2.1.3), or None without any."""
-    value = certificate.extensions.get(_named("key usage"), (False, b""))[1]
-    return value[3] if len(value) > 3 else None
+def _is_critical(certificate, oid, without=False):
+    """Say whether a certificate's extension is critical, or what holds without the extension."""
+    return certificate.extensions.get(oid, (without,))[0]
 
 
 def flaw(certificate, is_leaf):
@@ -747,90 +671,88 @@ def flaw(certificate, is_leaf):
 
     openssl accepts all of these: the CA/Browser Forum's baseline requirements and RFC 5280 do not.
     """
-    extensions = certificate.extensions
-    usage = _key_usage(certificate)
-    serial = certificate.serial
-    purposes = extensions.get(_named("extended key usage"))
-    if certificate.version != 3:
-        return "is X.509 version %d, not 3" % certificate.version
-    if len(serial) > 40 or serial[:1] > "7" or not serial.strip("0"):
-        return "has a serial number that is not a positive one of at most 20 bytes"
-    if _weak_key(certificate.public_key):
-        return "has a key that browsers refuse (%s)" % key_kind(certificate.public_key)
-    if _weak_signature(certificate.algorithm):
-        return "is signed with an algorithm that browsers refuse (SHA-1, MD5 or an unusual one)"
-    for name in ("subject key identifier", "authority key identifier"):
-        if extensions.get(_named(name), (False,))[0]:
-            return "has a critical %s" % name
-    if purposes and b"\x06\x08" + _named("server auth") not in purposes[1]:
-        return "is not meant for servers (its extended key usage lacks serverAuth)"
-    if not is_leaf:
-        return "" if usage is None or usage & 4 else "may not sign certificates (its key usage)"
-    if _is_authority(certificate):
-        return "is an authority's certificate, not a server's"
-    if usage is not None and usage & 4:
-        return "may sign certificates (its key usage), and is no authority's"
-    if len(certificate.subject) <= 2 and not extensions.get(_SUBJECT_ALTERNATIVE_NAME, (True,))[0]:
-        return "has no subject, and its subject alternative name is not critical"
-    return ""
+    extensions, serial, version = certificate.extensions, certificate.serial, certificate.version
+    key, limits = key_kind(certificate.public_key), _value(certificate, _BASIC_CONSTRAINTS)
+    kind, _, bits = key.partition(" ")
+    usage = _value(certificate, _KEY_USAGE)[3:4]
+    signs = bool(usage) and usage[0] & 4  # keyCertSign is bit 5 (RFC 5280, 4.2.1.3)
+    authority = limits[2:5] == b"\x01\x01\xff"
+    rules = (
+        (version != 3, "is X.509 version %d, not 3" % version),
+        (len(serial) > 40 or serial[:1] > "7" or not serial.strip("0"),
+         "has a serial number that is not a positive one of at most 20 bytes"),
+        # a modulus of other than whole bytes: baseline requirements, 6.1.6
+        (int(bits) < 2048 or int(bits) % 8 if kind == "RSA" else key not in _KEY_KINDS.values(),
+         "has a key that browsers refuse (%s)" % key),
+        (not re.match(_SIGNATURES, certificate.algorithm.hex()),
+         "is signed with an algorithm that browsers refuse (SHA-1, MD5 or an unusual one)"),
+        (len(certificate.issuer) <= 2, "names no issuer"),
+        (_is_critical(certificate, _SUBJECT_KEY), "has a critical subject key identifier"),
+        (_is_critical(certificate, _AUTHORITY_KEY), "has a critical authority key identifier"),
+        (_EXTENDED_USAGE in extensions and _SERVER_AUTH not in _value(certificate, _EXTENDED_USAGE),
+         "is not meant for servers (its extended key usage lacks serverAuth)"))
+    # what openssl checks by itself (purpose, path length, name constraints) is left to it
+    rules += (
+        (authority, "is an authority's certificate, not a server's"),
+        (signs, "may sign certificates (its key usage), and is no authority's"),
+        (limits[2:] not in (b"", b"\x01\x01\0"), "limits a path, and is no authority's"),
+        (_NAME_CONSTRAINTS in extensions, "has name constraints, and is no authority's"),
+        (len(certificate.subject) <= 2 and not _is_critical(certificate, _ALTERNATIVE_NAME, True),
+         "has no subject, and its subject alternative name is not critical")) if is_leaf else (
+        (not authority, "is no authority's"),
+        (usage and not signs, "may not sign certificates (its key usage)"),
+        (not all(_is_critical(certificate, oid, True) for oid in _POLICY_CONSTRAINTS),
+         "has policy constraints that are not critical"))
+    return next((words for broken, words in rules if broken), "")
 
 
 def must_staple(certificate):
     """Say whether a leaf asks that its server staples an OCSP answer (RFC 7633)."""
-    return _named("must-staple") in certificate.extensions
+    return _MUST_STAPLE in certificate.extensions
 
 
-def order_chains(leaf, others, limit=6):
+def _may_have_issued(issuer, certificate):
+    """Say whether names and key identifiers allow that: openssl goes by the same."""
+    wanted, own = _value(certificate, _AUTHORITY_KEY), _value(issuer, _SUBJECT_KEY)[2:]
+    return issuer.subject == certificate.issuer and (
+        not own or wanted[2:3] != b"\x80" or own in wanted)
+
+
+def order_chains(leaf, others, limit=8):
     """Return the possible chains for a leaf: issuers in order, no root, nothing that is not one.
 
-    Only names are compared: openssl says which of them holds. Issuers that the leaf's authority
-    key identifier points at come first, then the order in which they were handed over.
+    Nothing is verified: openssl says which of them holds. The limit is for issuers that were
+    certified again and again, by each other maybe.
     """
     chains, unfinished = [], [()]
+    # a root issued itself; what another key of the same name issued (a rollover) is none
+    issuers = [other for other in others if other != leaf and not _may_have_issued(other, other)]
     while unfinished and len(chains) < limit:
-        chain = unfinished.pop(0)
-        last = chain[-1] if chain else leaf
-        identifier = last.extensions.get(_named("authority key identifier"), (False, b""))[1]
-        issuers = [other for other in others if other.subject == last.issuer
-                   and other.subject != other.issuer and other not in chain and other != leaf]
-        issuers.sort(key=lambda other: other.extensions.get(
-            _named("subject key identifier"), (False, b"\0\0"))[1][2:] not in identifier)
-        if issuers:
-            unfinished[:0] = [chain + (issuer,) for issuer in issuers[:limit]]
-        else:
-            chains.append(chain)
+        chain = unfinished.pop()
+        longer = [chain + (issuer,) for issuer in reversed(issuers) if issuer not in chain
+                  and _may_have_issued(issuer, ((leaf,) + chain)[-1])]
+        unfinished += longer
+        chains += [] if longer else [chain]
     return chains
 
 
 def to_pem(ders):
     """Return certificates (DER) as PEM bytes with lines of 64 characters (RFC 7468)."""
-    blocks = []
-    for der in ders:
-        text = binascii.b2a_base64(der, newline=False)
-        lines = [text[at:at + 64] for at in range(0, len(text), 64)]
-        blocks.append(b"-----BEGIN CERTIFICATE-----\n%s\n-----END CERTIFICATE-----\n"
-                      % b"\n".join(lines))
-    return b"".join(blocks)
+    # 48 bytes make such a line
+    return b"".join(b"-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n" % b"".join(
+        binascii.b2a_base64(der[at:at + 48]) for at in range(0, len(der), 48)) for der in ders)
 
 
 def pem_blocks(data):
     """Return [(label, content, whole block)] of PEM text, in linear time whatever it is."""
-    blocks, at = [], 0
-    while True:
-        at = data.find(b"-----BEGIN ", at)
-        middle = data.find(b"-----", at + 11)
-        if at < 0 or middle < 0 or middle - at > 60:
-            if at < 0 or middle < 0:
-                return blocks
-            at += 11
-            continue
-        label = data[at + 11:middle]
-        end = data.find(b"-----END " + label + b"-----", middle)
-        if end < 0:
-            return blocks
-        after = end + len(label) + 14
-        blocks.append((label, data[middle + 5:end], data[at:after]))
-        at = after
+    blocks = []
+    # cut at every BEGIN, so that none without its END makes the rest be searched again and again
+    for piece in data.split(b"-----BEGIN ")[1:]:
+        label, _, rest = piece.partition(b"-----")
+        content, end, _ = rest.partition(b"-----END %s-----" % label[:60])
+        if end:
+            blocks.append((label, content, b"-----BEGIN %s-----%s%s" % (label, content, end)))
+    return blocks
 
 
 def read_pem(data):
@@ -841,40 +763,39 @@ def read_pem(data):
     """
     if data[:1] == b"\x30" and b"-----BEGIN " not in data:
         return [data], None
-    certificates, keys = [], []
+    certificates, keys, count = [], set(), 0
     for label, content, block in pem_blocks(data):
         if label in (b"CERTIFICATE", b"X509 CERTIFICATE"):
+            count += 1
             content = b"".join(content.split())
             try:
                 der = binascii.a2b_base64(content)
             except binascii.Error:
                 der = b""
-            if not re.match(rb"[A-Za-z0-9+/]+={0,2}\Z", content) or not der:
+            # a2b_base64 skips what is no base64: its way back tells
+            if not der or binascii.b2a_base64(der, newline=False) != content:
                 raise ValueError("a certificate whose base64 is broken")
             if der not in certificates:
                 certificates.append(der)
-            if len(certificates) > MAX_CERTIFICATES:
+            if count > MAX_CERTIFICATES:
                 raise ValueError("more than %d certificates" % MAX_CERTIFICATES)
         elif label.endswith(b"PRIVATE KEY"):
-            if block not in keys:
-                keys.append(block)
+            keys.add(block.replace(b"\r\n", b"\n") + b"\n")
     if len(keys) > 1:
         raise ValueError("more than one private key")
-    return certificates, Secret(b"\n".join(keys[0].split(b"\r\n")) + b"\n") if keys else None
+    return certificates, Secret(keys.pop()) if keys else None
 
 
 def holds_only_certificates(data):
-    """Say whether PEM text is certificates and nothing else, as far as certferry reads it."""
-    return not [label for label, _, _ in pem_blocks(data) if label != b"CERTIFICATE"]
+    """Say whether PEM text is certificates and nothing else, not even around them."""
+    for label, _, block in pem_blocks(data):
+        data = data.replace(block, b"") if label == b"CERTIFICATE" else data
+    return not data.strip()
 
 
 # --------------------------------------------------------------------------------------------------
 # OpenSSL
 # --------------------------------------------------------------------------------------------------
-
-# The verifiers' group: a process can trace another one of its user and group, and what talks to
-# the network must not be able to forge what the verifiers say.
-_VERIFIERS_GROUP = 65533
 
 
 def _nobody():
@@ -882,31 +803,37 @@ def _nobody():
     import pwd
     try:
         entry = pwd.getpwnam("nobody")
-        return entry.pw_uid or 65534, entry.pw_gid or 65534
     except KeyError:
         return 65534, 65534
+    return entry.pw_uid or 65534, entry.pw_gid or 65534
 
 
-def confine(group=None):
-    """Give up every privilege of root for good, and bound what this process can use.
+def confine(verifier=False):
+    """Give up root's privileges for good and bound what this process can use; OSError if one stays.
 
-    Not root: only the bounds. OSError where a privilege stays. `group` replaces nobody's own.
+    A verifier has a group of its own: a process can trace another one of its user and group, and
+    what talks to the network must not be able to forge what the verifiers say.
     """
-    import resource
-    # under 512 MiB of address space threads cannot start; RLIMIT_NPROC would count all of nobody's
-    for limit, most in (("CORE", 0), ("FSIZE", 0), ("AS", 1 << 30), ("NOFILE", 1024),
-                        ("CPU", 600)):
-        kind = getattr(resource, "RLIMIT_" + limit, None)
-        if kind is not None:
-            hard = resource.getrlimit(kind)[1]
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (most, most))
+    try:
+        import resource
+        limits = ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_AS,
+                  1 << 30), (resource.RLIMIT_NOFILE, 1024), (resource.RLIMIT_CPU, 600))
+    except ImportError:
+        limits = ()  # Debian 11's python3-minimal; the bounds are a second line of defence
+    # no core with a secret in it, no file; under 512 MiB of address space threads cannot start;
+    # RLIMIT_NPROC would count all of nobody's processes
+    for kind, most in limits:
+        hard = resource.getrlimit(kind)[1]
+        most = hard if 0 <= hard < most else most  # infinity is -1 on Linux
+        resource.setrlimit(kind, (most, most))
     if os.geteuid() != 0:
         return
-    user, own_group = _nobody()
+    user, group = _nobody()
+    if verifier:
+        group = 65533 if group != 65533 else 65532
     os.setgroups([])
-    for change, value in ((os.setresgid, group or own_group), (os.setresuid, user)):
-        change(value, value, value)
+    os.setgid(group)  # root's change the saved ids too
+    os.setuid(user)
     try:
         os.setuid(0)
     except OSError:
@@ -914,9 +841,18 @@ def confine(group=None):
     raise OSError(errno.EPERM, "could not give up root's privilege")
 
 
-def verifiers_group():
-    """Return the group of the verifiers: another one than nobody's own."""
-    return _VERIFIERS_GROUP if _nobody()[1] != _VERIFIERS_GROUP else _VERIFIERS_GROUP - 1
+def _load_before_confined():
+    """Import what a process of nobody's may need where Python's own folder is closed to nobody."""
+    folder = os.path.dirname(os.__file__)
+    while folder != "/" and os.stat(folder).st_mode & 0o005 == 0o005:
+        folder = os.path.dirname(folder)
+    if folder != "/" and os.geteuid() == 0:
+        for module in ("calendar", "encodings.idna", "ipaddress", "json", "ssl", "subprocess",
+                       "threading", "urllib.parse", "http.client"):
+            try:
+                __import__(module)
+            except ImportError:
+                pass  # python3-minimal lacks some, and who needs them says so
 
 
 def own_process(serve, unprivileged):
@@ -933,81 +869,25 @@ def own_process(serve, unprivileged):
         os.close(to_read)
         os.close(from_write)
         return pid, to_write, from_read
-    status = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(to_read, 200, False)
-        os.dup2(from_write, 201, False)
+        jobs = max(to_read, from_write, 2) + 1  # above both, so that neither is overwritten
+        os.dup2(to_read, jobs, False)
+        os.dup2(from_write, jobs + 1, False)
         for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.closerange(3, 200)
-        os.closerange(202, 4096)
+            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+        inherited = os.listdir("/dev/fd") if os.path.isdir("/dev/fd") else []
+        # locks, listening sockets, a shell's files: nothing for what talks to the network
+        os.closerange(3, jobs)
+        os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in inherited]))
         if unprivileged:
             _load_before_confined()
-            try:
-                confine()
-            except OSError as error:
-                os.write(201, b"! %s\n" % plain(error).encode())
-                os._exit(1)
-        serve(200, 201)
-        status = 0
+            confine()
+        serve(jobs, jobs + 1)
+    except OSError as error:
+        os.write(jobs + 1, b"! %s\n" % plain(error).encode("ascii"))
     finally:
-        os._exit(status)
-
-
-def _load_before_confined():
-    """Import what an unprivileged process may need where Python's folder is closed to nobody."""
-    folder = os.path.dirname(os.__file__)
-    while folder != "/" and os.stat(folder).st_mode & 0o005 == 0o005:
-        folder = os.path.dirname(folder)
-    if folder != "/" and os.geteuid() == 0:
-        import calendar, encodings.idna, ipaddress, ssl, subprocess, threading  # noqa: E401,F401
-        try:
-            import http.client  # noqa: F401
-        except ImportError:
-            pass  # python3-minimal has none, and says so where it is needed
-
-
-def converse(process, feeds, deadline, limit):
-    """Write {descriptor: bytes} to a process and return (its output, its errors), both bounded.
-
-    TimeoutError when the deadline (monotonic seconds) passes, ValueError over the limit; the
-    process is killed then. Ends when both pipes end.
-    """
-    outputs = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    kept, reading, feeds = list(outputs.values()), set(outputs), dict(feeds)
-    for descriptor in feeds:
-        os.set_blocking(descriptor, False)
-    try:
-        while reading:
-            ready, writable, _ = select.select(reading, feeds, [], max(0, deadline
-                                                                       - time.monotonic()))
-            if not ready and not writable:
-                raise TimeoutError("it took too long")
-            for descriptor in writable:
-                try:
-                    feeds[descriptor] = feeds[descriptor][os.write(descriptor, feeds[descriptor]):]
-                except OSError:
-                    feeds[descriptor] = b""  # it reads no further: its status tells
-                if not feeds[descriptor]:
-                    del feeds[descriptor]
-                    os.close(descriptor)
-            for descriptor in ready:
-                piece = os.read(descriptor, 65536)
-                outputs[descriptor].extend(piece)
-                if not piece:
-                    reading.discard(descriptor)
-                if len(outputs[descriptor]) > limit:
-                    raise ValueError("more than %d bytes" % limit)
-        return bytes(kept[0]), bytes(kept[1])
-    finally:
-        for descriptor in feeds:
-            os.close(descriptor)
-        if reading:
-            kill_group(process)
-        process.stdout.close()
-        process.stderr.close()
+        os._exit(0)
 
 
 def kill_group(process):
@@ -1019,64 +899,105 @@ def kill_group(process):
     process.wait()
 
 
-def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False, trusted=False):
-    """Run the openssl command and return (exit status, output, last words on standard error).
+def converse(process, feeds, deadline, limit):
+    """Write {descriptor: bytes} to a process and return (its output, its errors), both bounded.
 
-    `data` goes to its standard input, each of `files` (bytes) to a pipe whose path replaces the
-    next None in the arguments. It runs unprivileged unless its input is `trusted`, in an
-    environment of our own; without `system_roots` it sees no trust store. Failure where there is
-    no openssl, TimeoutError after the deadline.
+    TimeoutError when the deadline (monotonic seconds) passes, ValueError over the limit; the
+    process is killed then. Ends when both pipes end.
+    """
+    outputs = [bytearray(), bytearray()]
+    reading = dict(zip((process.stdout.fileno(), process.stderr.fileno()), outputs))
+    feeds = {descriptor: memoryview(data) for descriptor, data in feeds.items()}
+    try:
+        while reading:
+            left = deadline - time.monotonic()
+            readable, writable, _ = select.select(reading, feeds, [], max(0, left))
+            if left < 0 or not readable and not writable:
+                raise TimeoutError("it took too long")
+            for descriptor in writable:
+                try:  # so much fits into a pipe that select calls writable
+                    written = os.write(descriptor, feeds[descriptor][:select.PIPE_BUF])
+                    feeds[descriptor] = feeds[descriptor][written:]
+                except OSError:
+                    feeds[descriptor] = b""  # it reads no further: its status tells
+                if not feeds[descriptor]:
+                    del feeds[descriptor]
+                    os.close(descriptor)
+            for descriptor in readable:
+                piece = os.read(descriptor, 65536)
+                reading[descriptor].extend(piece)
+                if len(reading[descriptor]) > limit:
+                    raise ValueError("more than %d bytes" % limit)
+                if not piece:
+                    del reading[descriptor]
+        return tuple(bytes(output) for output in outputs)
+    finally:
+        for descriptor in feeds:
+            os.close(descriptor)
+        if reading:
+            kill_group(process)
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _environment(system_roots):
+    """Return the environment of an openssl process: nothing of ours but the trust store, if any."""
+    # -CAfile alone adds to the system's roots: with these it replaces them
+    own = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": "/nonexistent"}
+    if system_roots:
+        own = {name: os.environ[name] for name in own if name in os.environ}
+    return dict(own, PATH=os.environ.get("PATH") or SAFE_PATH, LC_ALL="C")
+
+
+def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False, trusted=False):
+    """Run the openssl command and return (exit status, output, its words on standard error).
+
+    `data` goes to its standard input, each of `files` (option, bytes) to a pipe that the option
+    names. It runs unprivileged unless its input is `trusted`, in an environment of our own; without
+    `system_roots` it sees no trust store. Failure where it cannot be run; TimeoutError and
+    ValueError as converse() has them are for who gave a deadline, others get them as words.
     """
     import subprocess  # 4 ms
-    environment = {"PATH": os.environ.get("PATH", "") + ":" + SAFE_PATH, "LC_ALL": "C",
-                   "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": "/nonexistent"}
-    if system_roots:
-        for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-            environment.pop(name)
-            if name in os.environ:
-                environment[name] = os.environ[name]
-    arguments, feeds, passed = list(arguments), {}, []
-    root = os.geteuid() == 0 and not trusted
-    group = verifiers_group() if root else None
-    for content in files:
-        read, write = os.pipe()
-        if root:
-            os.fchown(read, _nobody()[0], group)  # a pipe of root's is closed to nobody
-        feeds[write] = content
-        passed.append(read)
-        arguments[arguments.index(None)] = "/dev/fd/%d" % read
+    confined = os.geteuid() == 0 and not trusted
+    reads, writes = zip(*[os.pipe() for _ in range(1 + len(files))])
+    feeds = dict(zip(writes, [data] + [content for _, content in files]))
+    command = ["openssl"] + arguments
+    for (option, _), read in zip(files, reads[1:]):
+        command += [option, "/dev/fd/%d" % read]
+        if confined:
+            os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
     try:
+        # cwd: ours may be closed to nobody; a session: to be killed with whatever it starts
         process = subprocess.Popen(
-            ["openssl"] + arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=environment, pass_fds=passed, start_new_session=True,
-            cwd="/", preexec_fn=(lambda: confine(group)) if root else None)
-    except FileNotFoundError:
-        for descriptor in list(feeds):
-            os.close(descriptor)
-        raise Failure(None, "there is no openssl command here", "install the package openssl")
+            command, stdin=reads[0], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
+            env=_environment(system_roots), pass_fds=reads[1:], start_new_session=True,
+            preexec_fn=(lambda: confine(verifier=True)) if confined else None)
+    except (OSError, subprocess.SubprocessError) as error:
+        reads += writes
+        raise Failure(None, "there is no openssl command here that runs (%s)" % plain(
+            getattr(error, "strerror", None) or error, 80), "install the package openssl")
     finally:
-        for descriptor in passed:
-            os.close(descriptor)
-    feeds[os.dup(process.stdin.fileno())] = data
-    process.stdin.close()
-    if not data:
-        os.close(feeds.popitem()[0])
-    deadline = deadline or time.monotonic() + OPENSSL_SECONDS
-    output, errors = converse(process, feeds, deadline, 2 * MAX_OFFER)
+        for read in reads:
+            os.close(read)
+    try:
+        output, errors = converse(
+            process, feeds, deadline or time.monotonic() + OPENSSL_SECONDS, 2 * MAX_OFFER)
+    except (TimeoutError, ValueError) as error:
+        if deadline:
+            raise
+        output, errors = b"", str(error).encode("ascii")
     return process.wait(), output, errors.decode("ascii", "replace")
 
 
-def _decode_public_key(pem):
+def _public_key(pem):
     """Return the DER of a PUBLIC KEY that openssl printed, or None where it printed none."""
-    for label, content, _ in pem_blocks(pem):
-        if label == b"PUBLIC KEY":
-            return binascii.a2b_base64(content)
-    return None
+    return next((binascii.a2b_base64(content) for label, content, _ in pem_blocks(pem)
+                 if label == b"PUBLIC KEY"), None)
 
 
 def leaf_public_key(leaf):
     """Return the public key (DER) of a certificate (DER) as openssl prints it, or None."""
-    return _decode_public_key(run_openssl(["x509", "-pubkey", "-noout"], to_pem([leaf]))[1])
+    return _public_key(run_openssl(["x509", "-pubkey", "-noout"], to_pem([leaf]))[1])
 
 
 def public_half(pem, trusted):
@@ -1084,15 +1005,17 @@ def public_half(pem, trusted):
 
     `trusted` for a key of this host; a key that came with an offer is read unprivileged.
     """
-    head = pem[:400]
-    if b"ENCRYPTED" in head:
+    if b"ENCRYPTED" in pem:
         raise ValueError("is encrypted: certferry asks no passphrase, nor do servers at boot")
     if b"PRIVATE KEY-----" not in pem:
         raise ValueError("holds no private key in PEM form")
-    status, output, _ = run_openssl(["pkey", "-pubout", "-passin", "pass:"], pem, trusted=trusted)
-    public_key = _decode_public_key(output) if status == 0 else None
+    # -passin, so that nothing ever prompts
+    status, output, errors = run_openssl(["pkey", "-pubout", "-passin", "pass:"], pem,
+                                         trusted=trusted)
+    public_key = _public_key(output) if status == 0 else None
     if public_key is None:
-        raise ValueError("is a private key that openssl cannot read: it is cut off or damaged")
+        raise ValueError("is a private key that openssl cannot read: %s" % (
+            "it is cut off or damaged" if status >= 0 else plain(errors or "it crashed", 80)))
     return public_key
 
 
@@ -1106,28 +1029,31 @@ def _trust_store_missing():
                    for path in paths)
 
 
+_VERIFY_WORDS = {  # by openssl's X509_V_ERR; 24 before OpenSSL 3 is 79 since
+    7: "has a broken signature", 9: "is not yet valid", 10: "has expired", 24: "is no authority's",
+    25: "breaks a path length", 26: "is not meant for servers",
+    34: "has a critical extension that nobody knows", 47: "is outside its name constraints",
+    48: "is inside excluded name constraints", 66: "has a key that is too small",
+    67: "has an issuer key that is too small", 68: "is signed with a weak digest",
+    79: "is no valid authority's certificate"}
+
+
 def _trust_words(number, depth, text, has_chain, roots):
     """Return what an error of `openssl verify` means, and what to do about it."""
-    who = "the leaf" if depth == 0 else "issuer %d of the chain" % depth
-    if number in (2, 20, 21, 18, 19, 27):
-        if roots is None and _trust_store_missing():
-            return "this host has no trusted roots: install the package ca-certificates"
-        if number == 18:
-            return "it is self-signed, and not among the trusted roots: --ca-file if it should be"
-        if roots is not None and not any(root.subject == root.issuer for root in roots):
-            return "the --ca-file holds no self-signed root: give the root, not an intermediate"
-        if depth == 0 and not has_chain and number in (20, 21):
-            return ("its issuer did not come with it and is no trusted root: serve fullchain.pem "
-                    "there, or --ca-file for a private authority")
-        return "its chain leads to no trusted root (%s): --ca-file for a private authority" % (
-            "the --ca-file given is another authority's" if roots else "system store")
-    known = {10: "has expired", 9: "is not yet valid", 24: "is no authority's",
-             25: "breaks a path length", 26: "is not meant for servers",
-             34: "has a critical extension that nobody knows", 47: "is outside its name constraints",
-             48: "is inside excluded name constraints", 66: "has a key that is too small",
-             67: "has an issuer key that is too small", 68: "is signed with a weak digest",
-             7: "has a broken signature", 79: "is no valid authority's certificate"}
-    return "%s %s" % (who, known.get(number, "fails openssl's check: " + text))
+    if number not in (2, 18, 19, 20, 21, 27):
+        who = "issuer %d of the chain" % depth if depth else "the leaf"
+        return "%s %s" % (who, _VERIFY_WORDS.get(number, "fails openssl's check: " + text))
+    if roots is None and _trust_store_missing():
+        return "this host has no trusted roots: install the package ca-certificates"
+    if number == 18:
+        return "it is self-signed, and not among the trusted roots: --ca-file if it should be"
+    if roots is not None and not any(root.subject == root.issuer for root in roots):
+        return "the --ca-file holds no self-signed root: give the root, not an intermediate"
+    if depth == 0 and not has_chain and number in (20, 21):
+        return ("its issuer did not come with it and is no trusted root: serve fullchain.pem "
+                "there, or --ca-file for a private authority")
+    return "its chain leads to no trusted root (%s): --ca-file for a private authority" % (
+        "the --ca-file given is another authority's" if roots else "system store")
 
 
 def verify_chain(leaf, chain, roots, roots_pem, now):
@@ -1135,21 +1061,15 @@ def verify_chain(leaf, chain, roots, roots_pem, now):
 
     `roots` (Certificates, with their PEM bytes) replace the system store; None means the system's.
     """
-    arguments = ["verify", "-purpose", "sslserver", "-attime", "%d" % now, "-auth_level", "2"]
-    files = []
-    if roots is not None:
-        arguments += ["-CAfile", None]
-        files.append(roots_pem)
-    if chain:
-        arguments += ["-untrusted", None]
-        files.append(to_pem(issuer.der for issuer in chain))
-    status, output, errors = run_openssl(
-        arguments, to_pem([leaf.der]), files, system_roots=roots is None)
-    if status and "auth_level" in errors:  # LibreSSL has no such option; ours cover it
-        at = arguments.index("-auth_level")
-        arguments[at:at + 2] = []
+    files = [] if roots is None else [("-CAfile", roots_pem)]
+    files += [("-untrusted", to_pem(issuer.der for issuer in chain))] if chain else []
+    # not -x509_strict: it refuses roots that everybody has
+    for level in (["-auth_level", "2"], []):
         status, output, errors = run_openssl(
-            arguments, to_pem([leaf.der]), files, system_roots=roots is None)
+            ["verify", "-purpose", "sslserver", "-attime", "%d" % now] + level,
+            to_pem([leaf.der]), files, system_roots=roots is None)
+        if "auth_level" not in errors:  # LibreSSL has no such option: our own rules cover it
+            break
     if status == 0:
         return ""
     match = re.search(r"error (\d+) at (\d+) depth lookup: ?([^\r\n]*)",
@@ -1164,7 +1084,7 @@ def open_pkcs12(data):
     """Return the PEM bytes inside a PKCS#12 container with an empty password."""
     for legacy in ([], ["-legacy"]):  # OpenSSL 3 keeps RC2 and 3DES containers behind a switch
         status, output, _ = run_openssl(
-            ["pkcs12", "-in", None, "-nodes", "-passin", "stdin"] + legacy, b"\n", [data])
+            ["pkcs12", "-nodes", "-passin", "stdin"] + legacy, b"\n", [("-in", data)])
         if status == 0:
             return output
     raise ValueError("a PKCS#12 container that openssl cannot open without a password")
@@ -1182,10 +1102,25 @@ Job = collections.namedtuple("Job", "kind host port sni timeout known want way o
 # What it answers: reason "" with certificates (PEM), or a reason and what is wrong.
 Answer = collections.namedtuple("Answer", "reason detail hint address way data")
 
-_WANTED = {  # key type: (TLS 1.2 ciphers, signature algorithms)
-    "RSA": ("aRSA", "rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:RSA+SHA256:RSA+SHA384"),
-    "ECDSA": ("aECDSA", "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512"),
-    "Ed25519": ("aECDSA", "ed25519")}
+# Where a server has several key types, TLS 1.2 settles with the cipher which one it shows, TLS 1.3
+# with the signature algorithms, and these only s_client can tell it.
+_TYPES = {"RSA": (":!aECDSA", "rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:RSA+SHA256:RSA+SHA384"),
+          "ECDSA": (":!aRSA", "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512"),
+          "Ed25519": (":!aRSA", "ed25519")}
+
+# What the kernel, the ssl module or s_client says; the reason, what that means, what to do.
+_LOOK, _PORT = "look at what answers there", "check the protocol and the port"
+_SIGNS = (
+    ("bad signature", "unproven", "showed a certificate and signed with another key", _LOOK),
+    ("unrecognized name", "unreachable", "does not serve %(sni)s", "--sni HOST, a name it serves"),
+    ("find starttls", "unreachable", "does not offer STARTTLS", _PORT),
+    ("wrong version|http request|unknown protocol|packet length too|record layer fail",
+     "unreachable", "does not speak TLS", _PORT),
+    (r"excessive message|more than \d+ ", "malformed", "showed more than a chain can be", _LOOK),
+    ("asn1|x509 lib|public key param", "malformed", "showed what is no certificate", _LOOK),
+    ("connection refused", "unreachable", "refuses connections", "is the service running there?"),
+    ("timed out", "timeout", "gave no certificate in %(timeout)g s",
+     "is it overloaded or behind a firewall? --timeout SECONDS"))
 
 
 def checksum(der):
@@ -1196,213 +1131,169 @@ def checksum(der):
 def _is_own(family, where):
     """Say whether an address is this machine's: then a packet to it would leave from itself."""
     import socket
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(where)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)  # sends nothing
             return probe.getsockname()[0] == where[0] or where[0].startswith("127.")
-        except OSError:
-            return False
+    except OSError:
+        return False
 
 
 def _resolve(job):
     """Return [(family, socket address)] of the job's host, in the resolver's order."""
     import socket
-    try:
+    try:  # bytes, because text is encoded by a module that takes 4 ms to load
         found = socket.getaddrinfo(job.host.encode("ascii"), job.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
-        raise Failure("unreachable", "%s does not resolve (%s)" % (job.host, error.strerror.lower()),
+        raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
                       "check the name, and this host's resolver")
-    addresses = []
-    for family, _, _, _, where in found:
-        if (family, where) not in addresses:
-            addresses.append((family, where))
-    others = [a for a in addresses if not (job.own and _is_own(*a))]
+    addresses = collections.OrderedDict(((family, where), 1) for family, _, _, _, where in found)
+    others = [address for address in addresses if not (job.own and _is_own(*address))]
     if not others:
-        raise Failure("unreachable", "%s is this very machine" % job.host,
+        raise Failure("unreachable", "is this very machine",
                       "name the server that has the certificate with --from HOST[:PORT]")
-    return [a for a in others if a[1][0] not in job.skip.split(",")][:MAX_CERTIFICATES]
+    return [other for other in others if other[1][0] not in job.skip.split(",")][:MAX_CERTIFICATES]
 
 
-def _context(job, way):
-    """Return an SSL context: TLS 1.2 or later, ephemeral keys, nothing verified but the proof."""
+def _known_failure(error, job):
+    """Return the Failure that an exception or s_client's words are a sign of, or None."""
+    # socket.timeout is a TimeoutError from Python 3.10 on
+    text = "timed out" if isinstance(error, TimeoutError) else str(error).lower()
+    return next((Failure(reason, words % job._asdict(), hint)
+                 for sign, reason, words, hint in _SIGNS if re.search(sign, text)), None)
+
+
+def _show_certificates(job, where, deadline, way):
+    """Return (exit status, certificates, error text) of `openssl s_client -showcerts`."""
+    arguments = ["s_client", "-connect", endpoint_text(*where[:2]), "-showcerts", "-no_tls1",
+                 "-no_tls1_1", "-cipher", CIPHERS + (_TYPES[job.want][0] if way == "1.2" else "")]
+    arguments += ["-no_tls1_3"] if way == "1.2" else []
+    arguments += ["-sigalgs", _TYPES[job.want][1]] if way == "sigalgs" else []
+    arguments += [] if is_address(job.sni) else ["-servername", job.sni]
+    arguments += [] if job.kind == "tls" else ["-starttls", job.kind]
+    arguments += ["-xmpphost", job.sni] if job.kind == "xmpp" else []
+    status, output, errors = run_openssl(arguments, deadline=deadline)
+    # only what begins a line: a subject can hold the text of another certificate
+    blocks = re.findall(rb"(?m)^-----BEGIN CERTIFICATE-----\n[\w+/=\n]+-----END CERTIFICATE-----$",
+                        output)
+    return status, read_pem(b"\n".join(blocks))[0], errors
+
+
+def _by_command(job, where, deadline, way):
+    """Return the certificates that s_client alone has seen: its exit status is the proof."""
+    status, certificates, errors = _show_certificates(job, where, deadline, way)
+    if certificates and status != 0:  # it prints an impostor's too
+        raise Failure("unproven", "showed a certificate and did not prove that it holds its key",
+                      "an impostor, or it demands a client certificate: use another port or source")
+    if not certificates:
+        raise _known_failure(errors, job) or Failure("unreachable", "completes no TLS handshake "
+                                                     "(TLS 1.2 or later, ephemeral keys)", _PORT)
+    return certificates
+
+
+def _handshake(job, connection, deadline, way):
+    """Return (leaf that the peer proved to hold the key of, chain or None where Python can't tell)
+    of a TLS 1.2 or 1.3 handshake; OSError where there is none."""
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the peer's signature is checked all the same
-    context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    context.set_ciphers(CIPHERS)
-    if way == "1.2":
-        context.options |= ssl.OP_NO_TLSv1_3
-        own = _WANTED[job.want][0]
-        context.set_ciphers(":".join("%s+%s" % (part, own) for part in ("ECDHE", "DHE"))
-                            + ":!aNULL:!eNULL:!PSK" if own == "aRSA" else "ECDHE+aECDSA:!aNULL")
-    return context
-
-
-def _show_certificates(job, where, deadline, extra=()):
-    """Return (exit status, certificates, error text) of `openssl s_client -showcerts`."""
-    arguments = ["s_client", "-connect", ("[%s]:%d" if ":" in where[0] else "%s:%d") % where[:2],
-                 "-showcerts", "-no_tls1", "-no_tls1_1", "-cipher", CIPHERS]
-    if not is_address(job.sni):
-        arguments += ["-servername", job.sni]
-    if job.kind != "tls":
-        arguments += ["-starttls", job.kind]
-    if job.kind == "xmpp":
-        arguments += ["-xmpphost", job.sni]
-    status, output, errors = run_openssl(arguments + list(extra), deadline=deadline)
-    return status, read_pem(output)[0], errors
-
-
-def _failed_words(job, errors):
-    """Return the Failure for an s_client that showed no certificate."""
-    known = (("onnection refused", "refuses connections", "is the service running there?"),
-             ("STARTTLS", "does not offer STARTTLS", "check the protocol and the port"),
-             ("unrecognized name", "does not serve %s" % job.sni, "--sni HOST, a name that it serves"),
-             ("unreachable", "cannot be reached", "check the network"))
-    for mark, message, hint in known:
-        if mark in errors:
-            return Failure("unreachable", message, hint)
-    return Failure("unreachable", "does not complete a TLS handshake (TLS 1.2 or later, with an "
-                   "ephemeral key exchange)", "is it a TLS service of that protocol?")
-
-
-def _by_command(job, where, deadline, extra=()):
-    """Return the certificates that s_client alone has seen: its exit status is the proof."""
-    status, certificates, errors = _show_certificates(job, where, deadline, extra)
-    if not certificates:
-        raise _failed_words(job, errors)
-    if status != 0:
-        raise Failure("unproven", "showed a certificate and did not prove that it holds its key",
-                      "an impostor, or a server that demands a client certificate")
-    return certificates
-
-
-def _handshake_failure(job, where, deadline, error):
-    """Return the Failure for a handshake that the ssl module did not complete."""
-    reason = getattr(error, "reason", None) or ""
-    if "BAD_SIGNATURE" in reason:
-        return Failure("unproven", "showed a certificate and signed with another key",
-                       "an impostor or a broken server: look at what answers there")
-    if getattr(error, "library", "") in ("ASN1", "X509", "X509V3"):
-        return Failure("malformed", "showed something that is no certificate", "look at it there")
-    if "UNRECOGNIZED_NAME" in reason:
-        return Failure("unreachable", "does not serve %s" % job.sni,
-                       "--sni HOST, a name under which it serves this certificate")
-    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
-        return Failure("unreachable", "does not speak TLS", "is it the right port?")
-    if "EXCESSIVE_MESSAGE_SIZE" in reason:
-        return Failure("malformed", "showed more than a certificate chain can be", "look at it")
-    # a server that demands a client certificate, or an impostor, has shown one before it failed
-    status, certificates, errors = _show_certificates(job, where, deadline)
-    if certificates and status != 0:
-        return Failure("unproven", "showed a certificate and ended the handshake before it proved "
-                       "that it holds its key", "an impostor, or a server that demands a client "
-                       "certificate: use another port or source")
-    return _failed_words(job, errors)
-
-
-def _connect(family, where, deadline):
-    """Return a connected socket; Failure where there is none in time."""
-    import socket
-    connection = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
-        connection.connect(where)
-        return connection
-    except socket.timeout:
-        connection.close()
-        raise TimeoutError("no answer")
-    except OSError as error:
-        connection.close()
-        if error.errno == errno.ECONNREFUSED:
-            raise Failure("unreachable", "refuses connections", "is the service running there?")
-        raise Failure("unreachable", "cannot be reached (%s)" % os.strerror(
-            error.errno or 0).lower(), "check the network and the address")
+    for version in ("SSLv3", "TLSv1", "TLSv1_1") + (("TLSv1_3",) if way == "1.2" else ()):
+        context.options |= getattr(ssl, "OP_NO_" + version, 0)  # 3.6 may have no TLSv1_3
+    # no static RSA: that would be a handshake without a signature
+    context.set_ciphers(CIPHERS + (_TYPES[job.want][0] if way == "1.2" else ""))
+    name = None if is_address(job.sni) else job.sni
+    if name and sys.version_info >= (3, 7):
+        name = name.encode("ascii")  # as in _resolve
+    with context.wrap_socket(connection, server_hostname=name,
+                             do_handshake_on_connect=False) as peer:
+        peer.settimeout(max(0.01, deadline - time.monotonic()))
+        peer.do_handshake()
+        tells = hasattr(peer, "get_unverified_chain")  # public from Python 3.13 on
+        return peer.getpeercert(binary_form=True), peer.get_unverified_chain() if tells else None
 
 
 def _by_module(job, family, where, deadline, way):
-    """Return the certificates of a handshake that the ssl module completed.
+    """Return (certificates, is the whole chain there) of a handshake that the ssl module completed.
 
-    The leaf is the one that the peer proved to hold the key of. The chain comes from the same
-    handshake where Python can tell (3.13), else from s_client, and only with the same leaf.
+    The chain is of the same handshake, or from s_client, and then only with the same leaf.
     """
     import socket
-    import ssl
-    context = _context(job, way)
-    name = None if is_address(job.sni) else job.sni
-    if name and sys.version_info >= (3, 7):
-        name = name.encode("ascii")  # as text it is encoded by a module that takes 4 ms to load
-    connection = _connect(family, where, deadline)
-    try:
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(0.01, deadline - time.monotonic()))
-        peer = context.wrap_socket(connection, server_hostname=name, do_handshake_on_connect=False)
-        connection = peer
-        peer.do_handshake()
-        leaf = peer.getpeercert(binary_form=True)
-        chain = peer.get_unverified_chain() if hasattr(peer, "get_unverified_chain") else None
-    except socket.timeout:
-        raise TimeoutError("no answer")
-    except (ssl.SSLError, OSError) as error:
-        raise _handshake_failure(job, where, deadline, error)
-    finally:
-        connection.close()
-    if not leaf:
-        raise Failure("unproven", "showed no certificate", "look at what answers there")
+        connection.connect(where)
+        try:
+            leaf, chain = _handshake(job, connection, deadline, way)
+        except OSError as error:
+            failure = _known_failure(error, job)
+            if failure:
+                raise failure
+            # s_client tells a server that has shown a certificate first from one that has not
+            return _by_command(job, where, deadline, way), True
     if chain is not None or checksum(leaf) == int(job.known or 0):
-        return [leaf] + [der for der in chain or () if der != leaf], chain is not None
-    extra = ["-no_tls1_3", "-cipher", _WANTED[job.want][0]] if way == "1.2" else ()
+        return [leaf] + (chain or []), chain is not None
     for _ in range(3):  # a pool, or a rotation between the two handshakes
-        _, certificates, _ = _show_certificates(job, where, deadline, extra)
-        if certificates and certificates[0] == leaf:
+        certificates = _show_certificates(job, where, deadline, way)[1]
+        if certificates[:1] == [leaf]:
             return certificates, True
-    raise Failure("unreachable", "showed another certificate at each handshake", "try again, or "
-                  "--from one member of the pool")
+    raise Failure("unreachable", "showed another certificate at each handshake",
+                  "try again, or --from one member of the pool")
 
 
 def _ask_address(job, family, where, deadline):
     """Return the Answer of one address: in the way that gives a certificate of the wanted type."""
-    ways = [""] if not job.want else [job.way or "1.2", "1.2", "sigalgs", ""]
-    if job.kind != "tls":
-        ways = ["sigalgs"] if job.want else [""]
-    for position, way in enumerate(ways):
+    ways = [job.way or "1.2", "1.2", "sigalgs", ""] if job.want in _TYPES else [""]
+    for position, way in enumerate(ways, 1):
         try:
             if job.kind != "tls" or way == "sigalgs":
-                certificates, whole = _by_command(job, where, deadline, [
-                    "-sigalgs", _WANTED[job.want][1]] if job.want else ()), True
+                certificates, whole = _by_command(job, where, deadline, way), True
             else:
                 certificates, whole = _by_module(job, family, where, deadline, way)
-            break
+            return Answer("", "whole" if whole else "", "", where[0], way, to_pem(certificates))
         except Failure:
-            if position == len(ways) - 1:
+            if position == len(ways):
                 raise
-    return Answer("", "whole" if whole else "", "", where[0], way, to_pem(certificates))
+
+
+def _refusal(failure, address=""):
+    """Return the Answer that tells a Failure."""
+    return Answer(failure.reason or "unreachable", str(failure), failure.hint, address, "", b"")
+
+
+def _failure_in(answer, where=""):
+    """Return the Failure that an Answer of another process tells."""
+    known = answer.reason in ("unreachable", "timeout", "unproven", "malformed", "rehearsal")
+    return Failure(answer.reason if known else "malformed", where + answer.detail, answer.hint)
 
 
 def exchange(job):
     """Return the Answer to a Job: the first address that gives a proven certificate."""
     deadline = time.monotonic() + job.timeout
-    answer = Answer("unreachable", "has no other address", "", "", "", b"")
     try:
         addresses = _resolve(job)
-        for position, (family, where) in enumerate(addresses):
-            left = deadline - time.monotonic()
-            until = time.monotonic() + left / (len(addresses) - position)
-            try:
-                return _ask_address(job, family, where, until)
-            except TimeoutError:
-                answer = Answer("timeout", "gave no certificate in %g s" % job.timeout,
-                                "is it overloaded or behind a firewall? --timeout SECONDS",
-                                where[0], "", b"")
-            except Failure as failure:
-                answer = Answer(failure.reason, str(failure), failure.hint, where[0], "", b"")
-            except ValueError as error:
-                answer = Answer("malformed", str(error), "look at what it serves", where[0], "",
-                                b"")
     except Failure as failure:
-        answer = Answer(failure.reason, str(failure), failure.hint, "", "", b"")
-    except OSError as error:
-        answer = Answer("unreachable", plain(error), "look at this host's limits", "", "", b"")
+        return _refusal(failure)
+    answer = _refusal(Failure("unreachable", "has no other address"))
+    for position, (family, where) in enumerate(addresses):
+        # an address that is dead leaves the others their share of the time
+        share = (deadline - time.monotonic()) / (len(addresses) - position)
+        try:
+            return _ask_address(job, family, where, time.monotonic() + share)
+        except Failure as error:
+            failure = error
+        except (OSError, ValueError) as error:
+            failure = _known_failure(error, job) or Failure(
+                "unreachable", "cannot be reached (%s)" % plain(error, 120).lower(),
+                "check the network and the address")
+        if answer.reason not in ("unproven", "malformed"):  # graver than what a dead one says
+            answer = _refusal(failure, where[0])
     return answer
+
+
+def _answer_line(number, answer):
+    """Return an Answer as a line for the pipe, what it holds in hexadecimal digits."""
+    words = [plain(field).encode("ascii") for field in answer[:-1]]
+    return b"\t".join([number] + words + [binascii.hexlify(answer.data)]) + b"\n"
 
 
 class _Pool:
@@ -1413,12 +1304,11 @@ class _Pool:
     """
 
     def __init__(self):
-        self.waiting = collections.deque()
-        self.running = {}  # number: (job, started)
-        self.held = {}  # endpoint: numbered jobs that wait for its first answer
-        self.dead = {}  # endpoint: the Answer that its timeout gave
-        self.alive = set()
-        self.done = collections.deque()
+        """Begin with nothing to do."""
+        self.waiting, self.done, self.unsent = (collections.deque() for _ in range(3))
+        self.running = {}  # number: (job, when it started)
+        self.held = {}  # endpoint: [(number, job)] that wait for its first answer
+        self.fate = {}  # endpoint: None where it answered, else (timeout, Answer) of a vain wait
         self.woken, self.wake = os.pipe()
 
     def work(self, number, job):
@@ -1426,96 +1316,77 @@ class _Pool:
         try:
             answer = exchange(job)
         except Exception as error:  # whatever a peer provokes ends as an answer
-            answer = Answer("unreachable", "the exchange broke: %s" % plain(error, 120), "", "", "",
-                            b"")
+            answer = _refusal(Failure("unreachable", "broke the exchange: " + repr(error)))
         self.done.append((number, answer))
         os.write(self.wake, b".")
 
     def start(self, now):
         """Start what may be started now."""
         import threading
-        young = sum(1 for _, started in self.running.values() if now - started < PATIENCE)
+        young = sum(now - started < PATIENCE for _, started in self.running.values())
         while self.waiting and young < SIDE_BY_SIDE and len(self.running) < MAX_RUNNING:
             number, job = self.waiting.popleft()
             endpoint = job[:3]
-            dead = self.dead.get(endpoint)
-            if dead and dead[0] >= job.timeout:
-                self.running[number] = (job, now)
-                self.done.append((number, dead[1]))
-            elif endpoint not in self.alive and any(
+            fate = self.fate.get(endpoint)
+            if fate and fate[0] >= job.timeout:
+                self.unsent.append(_answer_line(number, fate[1]))
+            elif endpoint not in self.fate and any(
                     other[:3] == endpoint and now - started >= PATIENCE
                     for other, started in self.running.values()):
                 self.held.setdefault(endpoint, []).append((number, job))
             else:
-                self.running[number] = (job, now)
+                self.running[number] = job, now
                 young += 1
                 threading.Thread(target=self.work, args=(number, job), daemon=True).start()
 
     def finish(self, now):
-        """Return the answers that are ready, as bytes for the pipe."""
-        for number, (job, started) in list(self.running.items()):
+        """Send the answers that are ready, and a timeout for what is late."""
+        for number, (job, started) in self.running.items():
             if now > started + job.timeout + 0.2:  # its thread hangs in the resolver, mostly
-                self.done.append((number, Answer(
-                    "timeout", "gave no certificate in %g s" % job.timeout,
-                    "does the name resolve? is it overloaded? --timeout SECONDS", "", "", b"")))
-        out = b""
+                self.done.append((number, _refusal(_known_failure(TimeoutError(), job))))
         while self.done:
             number, answer = self.done.popleft()
             if number not in self.running:
                 continue  # too late: its timeout was told
             job, _ = self.running.pop(number)
-            endpoint = job[:3]
-            if answer.reason == "timeout" and endpoint not in self.alive:
-                self.dead[endpoint] = (job.timeout, answer)
-            elif answer.reason != "timeout":
-                self.alive.add(endpoint)
-            self.waiting.extendleft(self.held.pop(endpoint, ()))
-            out += _frame(number, answer)
-        return out
-
-    def pause(self, now):
-        """Return the seconds until something has to be done without being asked."""
-        moments = [started + job.timeout + 0.25 for job, started in self.running.values()]
-        if self.waiting:
-            moments += [started + PATIENCE for _, started in self.running.values()
-                        if now - started < PATIENCE]
-        return max(0.0, min(moments) - now) if moments else None
-
-
-def _frame(number, answer):
-    """Return an Answer as bytes for the pipe: number and length in a line, then what it says."""
-    head = "\t".join(plain(part) for part in answer[:5]).encode("ascii")
-    return b"%d %d\n%s\n%s" % (number, len(head) + 1 + len(answer.data), head, answer.data)
+            if answer.reason != "timeout":
+                self.fate[job[:3]] = None
+            elif self.fate.get(job[:3], True):
+                self.fate[job[:3]] = job.timeout, answer
+            self.unsent.append(_answer_line(number, answer))
+            self.waiting.extendleft(self.held.pop(job[:3], ()))
 
 
 def _serve_jobs(jobs, answers):
-    """Be the network process: read jobs, answer them, end when no more can come."""
+    """Be the network process: read jobs, a line each, and answer them until no more can come."""
+    import ssl  # noqa: F401  (20 ms, while the other process reads its files)
     import threading
     threading.stack_size(256 * 1024)
-    import ssl  # noqa: F401  (20 ms, while the other process reads its files)
-    pool, unread, unsent = _Pool(), b"", b""
+    pool, unread = _Pool(), b""
     os.set_blocking(answers, False)
-    while jobs is not None or pool.waiting or pool.running or unsent:
+    while True:
         now = time.monotonic()
+        pool.finish(now)
         pool.start(now)
-        unsent += pool.finish(now)
-        reading = [pool.woken] + ([jobs] if jobs is not None else [])
-        pause = 0 if pool.done else pool.pause(now)
-        readable, writable, _ = select.select(reading, [answers] if unsent else [], [], pause)
+        # deadlines are looked at ten times a second; answers and jobs wake it by themselves
+        readable, writable, _ = select.select([jobs, pool.woken], [answers] if pool.unsent else [],
+                                              [], 0.1 if pool.running else None)
         if writable:
-            unsent = unsent[os.write(answers, unsent):]
+            line = pool.unsent.popleft()
+            rest = line[os.write(answers, line):]
+            pool.unsent.extendleft([rest] if rest else [])
         if pool.woken in readable:
             os.read(pool.woken, 4096)
         if jobs in readable:
             piece = os.read(jobs, 65536)
             if not piece:
-                jobs = None
-                pool.waiting.clear()
+                return
             *lines, unread = (unread + piece).split(b"\n")
             for line in lines:
-                number, kind, host, port, sni, timeout, *rest = line.decode("ascii").split("\t")
-                pool.waiting.append((int(number), Job(
-                    kind, host, int(port), sni, float(timeout), *rest)))
+                number, *fields = line.split(b"\t")
+                job = Job(*[field.decode("ascii") for field in fields])
+                pool.waiting.append((number, job._replace(
+                    port=int(job.port), timeout=float(job.timeout))))
 
 
 class Network:
@@ -1525,89 +1396,107 @@ class Network:
     and every exchange that it still owed.
     """
 
-    def __init__(self):
-        self.pid, self.to_jobs, self.from_answers = own_process(_serve_jobs, unprivileged=True)
-        self.count, self.longest, self.stored, self.buffer = 0, 0.0, 0, b""
+    def __init__(self, serve=_serve_jobs, unprivileged=True, who="the network process"):
+        """Fork it."""
+        self.pid, self.to_jobs, self.from_answers = own_process(serve, unprivileged)
+        os.set_blocking(self.to_jobs, False)
+        self.who, self.count, self.longest, self.kept, self.buffer = who, 0, 0.0, 0, b""
         self.answers, self.open, self.broken = {}, set(), ""
 
     def submit(self, job):
         """Ask for an exchange; return the number under which answer() tells how it went."""
         self.count += 1
         self.longest = max(self.longest, job.timeout)
-        self.open.add(self.count)
-        line = ("%d\t" % self.count) + "\t".join(str(part) for part in job) + "\n"
+        number = b"%d" % self.count
+        self.open.add(number)
+        line = "\t".join(plain(field, MAX_KEY) for field in (self.count,) + job) + "\n"
         try:
+            if not self.broken and not select.select([], [self.to_jobs], [], 5)[1]:
+                self.broken = "does not listen"
             os.write(self.to_jobs, line.encode("ascii"))
         except OSError:
-            self.broken = self.broken or "the network process died"
-        return self.count
+            pass  # answer() tells what became of it
+        return number
 
-    def answer(self, number):
+    def answer(self, number, seconds=None):
         """Return the Answer to a job, waiting for it."""
-        while number not in self.answers and not self.broken:
-            # its own deadlines come first: this one is for a process that does not keep them
-            ready, _, _ = select.select([self.from_answers], [], [], self.longest + 5)
-            piece = os.read(self.from_answers, 1 << 16) if ready else b""
-            if not piece:
-                self.broken = "the network process %s" % ("died" if ready else "does not answer")
-            self.buffer += piece
-            self.take()
+        # its own deadlines come first: this one is for a process that does not keep them
+        seconds = seconds or self.longest + 5
+        if not self.has(number, seconds) and not self.broken:
+            self.broken = "gave no answer in %g s" % seconds
         if number not in self.answers:
-            return Answer("unreachable", self.broken, "run it again, with -v", "", "", b"")
+            words = "cannot be asked: %s %s" % (self.who, self.broken)
+            return _refusal(Failure("timeout", words, "--timeout SECONDS") if "no answer" in words
+                            else Failure("unreachable", words, "run it again, with -v"))
+        self.kept -= len(self.answers[number].data)
         return self.answers.pop(number)
 
-    def take(self):
-        """Move whole answers out of the buffer; break off at anything that is none."""
-        while self.buffer and not self.broken:
-            if self.buffer.startswith(b"! "):
-                self.broken = "the network process stopped: " + plain(
-                    self.buffer[2:200].decode("ascii", "replace").strip())
-                return
-            match = re.match(rb"(\d{1,9}) (\d{1,7})\n", self.buffer)
-            if not match and len(self.buffer) < 20 and b"\n" not in self.buffer:
-                return
-            number, size = (int(part) for part in match.groups()) if match else (0, 0)
-            self.stored += size if size > 1 << 17 else 0
-            if number not in self.open or size > 2 * MAX_OFFER or self.stored > 64 * MAX_OFFER:
-                self.broken = "the network process said what was not asked"
-                return
-            if len(self.buffer) < match.end() + size:
-                self.stored -= size if size > 1 << 17 else 0
-                return
-            payload = self.buffer[match.end():match.end() + size]
-            self.buffer = self.buffer[match.end() + size:]
-            head, _, data = payload.partition(b"\n")
-            parts = [plain(part) for part in head.decode("ascii", "replace").split("\t")]
-            self.open.discard(number)
-            self.answers[number] = Answer(*((parts + [""] * 5)[:5] + [data]))
+    def has(self, number, seconds=0.0):
+        """Say whether the Answer to a job is here, waiting while any comes within `seconds`."""
+        deadline = time.monotonic() + seconds
+        while number not in self.answers and not self.broken:
+            left = max(0, deadline - time.monotonic())
+            if not select.select([self.from_answers], [], [], left)[0]:
+                return False
+            piece = os.read(self.from_answers, 1 << 16)
+            *lines, self.buffer = (self.buffer + piece).split(b"\n")
+            for line in lines:
+                self.take(line)
+                deadline = time.monotonic() + seconds
+            if not piece or len(self.buffer) > 3 * MAX_OFFER:
+                self.broken = self.broken or ("floods" if piece else "died")
+        return True
+
+    def take(self, line):
+        """Keep the Answer that a line holds; break off at anything that is none."""
+        try:
+            number, *words, data = line.split(b"\t")
+            self.open.remove(number)
+            answer = Answer(*[plain(word.decode("latin-1")) for word in words],
+                            data=binascii.unhexlify(data))
+            self.answers[number] = answer
+            self.kept += len(answer.data)
+            # in a large run all the others wait for one slow upstream
+            if self.kept > 64 * MAX_OFFER + self.count * (MAX_OFFER >> 6):
+                self.broken = self.broken or "floods"
+        except (KeyError, TypeError, ValueError):
+            self.broken = self.broken or ("said what was not asked" if line[:2] != b"! " else
+                                          "stopped: " + plain(line[2:].decode("latin-1")))
 
     def close(self):
         """End the process: it holds nothing that matters."""
         os.close(self.to_jobs)
         os.close(self.from_answers)
-        try:
-            os.kill(self.pid, signal.SIGKILL)
-        except OSError:
-            pass
+        os.kill(self.pid, signal.SIGKILL)  # or its remains, until it is waited for
         os.waitpid(self.pid, 0)
 
 
-def tls_offer(source, answer):
-    """Return the Offer in an Answer of the network process; Failure with the answer's reason."""
+def in_own_process(function, seconds, unprivileged=True):
+    """Return the bytes that function() returns in a process of its own; Failure as it raised."""
+    def serve(_, answers):
+        try:
+            answer = Answer("", "", "", "", "", function()[:MAX_OFFER + 1])
+        except Failure as failure:
+            answer = _refusal(failure)
+        except Exception as error:
+            answer = _refusal(Failure("unreachable", "cannot be understood: " + repr(error)))
+        line = _answer_line(b"1", answer)
+        while line:
+            line = line[os.write(answers, line):]
+
+    process = Network(serve, unprivileged, "its process")
+    process.open.add(b"1")
+    try:
+        answer = process.answer(b"1", seconds)
+    finally:
+        process.close()
     if answer.reason:
-        words = ("unreachable", "timeout", "unproven", "malformed")
-        where = source.text if answer.address in ("", source.host) else "%s (%s)" % (
-            source.text, answer.address)
-        message = answer.detail if answer.detail.startswith((source.host, "the network")) else (
-            "%s %s" % (where, answer.detail))
-        raise Failure(answer.reason if answer.reason in words else "malformed", message,
-                      answer.hint)
-    offer = _offer_of(source, answer.data, answer.address, answer.way)
-    return offer if answer.detail else offer._replace(chain=None)
+        raise _failure_in(answer)
+    return answer.data
 
 
 def _offer_of(source, data, address="", way=""):
-    """Return the Offer in PEM or DER bytes from a source, its leaf first; Failure otherwise."""
+    """Return the Offer in PEM or DER bytes from a source, in its order; Failure otherwise."""
     try:
         if len(data) > MAX_OFFER:
             raise ValueError("more than %d bytes" % MAX_OFFER)
@@ -1619,334 +1508,264 @@ def _offer_of(source, data, address="", way=""):
     return Offer(source, address, certificates[0], tuple(certificates[1:]), key, way)
 
 
+def tls_offer(source, answer):
+    """Return the Offer in an Answer of the network process; Failure with the answer's reason."""
+    if answer.reason:
+        where = source.text if answer.address in ("", source.host) else "%s (%s)" % (
+            source.text, answer.address)
+        raise _failure_in(answer, where + " ")
+    offer = _offer_of(source, answer.data, answer.address, answer.way)
+    return offer if answer.detail else offer._replace(chain=None)
+
+
 def _leaf_first(offer):
     """Return an offer in any order with its leaf first: the certificate that issued no other."""
     try:
         parsed = [parse_certificate(der) for der in (offer.leaf,) + offer.chain]
     except ValueError:
         return offer  # the judge says which word that is
-    issuers = {certificate.issuer for certificate in parsed
-               if certificate.issuer != certificate.subject}
-    leaves = [c for c in parsed if c.subject not in issuers and c.issuer != c.subject] or [
-        c for c in parsed if c.subject not in issuers] or parsed
-    return offer._replace(leaf=leaves[0].der,
-                          chain=tuple(c.der for c in parsed if c is not leaves[0]))
+    issuers = {one.issuer for one in parsed if one.issuer != one.subject}
+    leaf = min(parsed, key=lambda one: (one.subject in issuers, one.issuer == one.subject))
+    return offer._replace(leaf=leaf.der, chain=tuple(c.der for c in parsed if c is not leaf))
+
+
+def _read_source_file(path):
+    """Return the bytes of a regular file, at most one more than an offer may have; only links of
+    root or the caller are followed, or another user could lead to what only root can read."""
+    here, parts, links = "/", os.path.abspath(path).split("/"), 0
+    while parts:
+        step = os.path.join(here, parts.pop(0))
+        if not os.path.islink(step):
+            here = step
+            continue
+        links += 1
+        if os.lstat(step).st_uid not in (0, os.geteuid()) or links > 40:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        parts = os.readlink(step).split("/") + parts
+        here = "/" if not parts[0] else here
+    descriptor = os.open(here, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return file.read(MAX_OFFER + 1)
 
 
 def _file_offer(source, job, environment):
     """Return the Offer of file:PATH: a PEM file, or a folder with fullchain.pem or cert.pem."""
     del job, environment
-    path = source.target
-    names = ["fullchain.pem", "cert.pem", "chain.pem", "privkey.pem"] if os.path.isdir(path) else [
-        ""]
-    pieces = []
-    for name in names:
+    names = ("/fullchain.pem", "/cert.pem", "/chain.pem", "/privkey.pem")
+    pieces, missing = [], "there is no such file, or nothing in it"
+    for name in names if os.path.isdir(source.target) else ("",):
         try:
-            pieces.append(_read_source_file(os.path.join(path, name) if name else path))
+            pieces.append(_read_source_file(source.target + name))
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise Failure("unreachable", "%s: %s" % (
-                source.text, os.strerror(error.errno or 0).lower()), "is the medium in place?")
+            pieces, missing = [], os.strerror(error.errno).lower()
+            break
     if not pieces:
-        raise Failure("unreachable", "%s: there is no such file, or nothing in it" % source.text,
-                      "is the medium mounted?")
+        raise Failure("unreachable", "%s: %s" % (source.text, missing), "is the medium in place?")
     return _leaf_first(_offer_of(source, b"\n".join(pieces)))
-
-
-def _read_source_file(path):
-    """Return the bytes of a regular file, at most one more than an offer may have."""
-    if os.path.islink(path) and os.lstat(path).st_uid not in (0, os.geteuid()):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # only an administrator's own link
-    descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return file.read(MAX_OFFER + 1)
 
 
 def _exec_offer(source, job, environment):
     """Return the Offer that a shell command prints, if it ends with status 0 in time."""
     import subprocess
+    deadline = time.monotonic() + job.timeout
     process = subprocess.Popen(
-        ["/bin/sh", "-c", source.target.encode("utf-8", "surrogateescape")],
+        source.target.encode("utf-8", "surrogateescape"), shell=True, env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment, start_new_session=True)
+        start_new_session=True)
     try:
-        output, errors = converse(process, {}, time.monotonic() + job.timeout, MAX_OFFER)
-        status = process.wait(job.timeout)
+        output, errors = converse(process, {}, deadline, MAX_OFFER)
+        status = process.wait(max(0.01, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired):
         kill_group(process)
         raise Failure("timeout", "%s did not end in %g s" % (source.text, job.timeout),
                       "run it by hand, or --timeout SECONDS")
     except ValueError:
         raise Failure("malformed", "%s prints more than 1 MiB" % source.text, "run it by hand")
+    wrong = "" if output.strip() else "printed nothing"
     if status != 0:
-        last = errors.decode("ascii", "replace").strip().split("\n")[-1]
-        raise Failure("unreachable", "%s ended with status %d%s" % (
-            source.text, status, last and " (%s)" % plain(last, 120)), "run it by hand")
-    if not output.strip():
-        raise Failure("unreachable", "%s printed nothing" % source.text, "run it by hand")
+        last = plain(errors.decode("utf-8", "replace").strip().split("\n")[-1], 120)
+        wrong = "ended with status %d%s" % (status, last and " (%s)" % last)
+    if wrong:
+        raise Failure("unreachable", "%s %s" % (source.text, wrong), "run it by hand")
     return _leaf_first(_offer_of(source, output))
 
 
-def in_own_process(function, seconds, unprivileged=True):
-    """Return the bytes that function() returns in a process of its own; Failure as it raised."""
-    def serve(_, answers):
-        try:
-            data = b"+" + function()
-        except Failure as failure:
-            data = "\t".join(("-" + str(failure.reason), plain(failure), failure.hint)).encode()
-        except Exception as error:
-            data = b"-unreachable\t%s\t" % plain(error, 200).encode()
-        while data:
-            data = data[os.write(answers, data):]
+# What a store reads from a file: {kind: ((variable, variable that holds its path), ...)}
+_SECRETS = {"vault": (("VAULT_TOKEN", "VAULT_TOKEN_FILE"), ("roots", "VAULT_CACERT"),
+                      ("VAULT_SECRET_ID", "VAULT_SECRET_ID_FILE")),
+            "azure": (("AZURE_CLIENT_SECRET", "AZURE_CLIENT_SECRET_FILE"),
+                      ("roots", "SSL_CERT_FILE"))}
 
-    pid, to_write, to_read = own_process(serve, unprivileged)
-    os.close(to_write)
-    deadline, data = time.monotonic() + seconds, b""
-    try:
-        while True:
-            ready, _, _ = select.select([to_read], [], [], max(0, deadline - time.monotonic()))
-            piece = os.read(to_read, 65536) if ready else b""
-            data += piece
-            if not piece or len(data) > 4 * MAX_OFFER:
-                break
-    finally:
-        os.close(to_read)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    if not ready:
-        raise Failure("timeout", "gave no answer in %g s" % seconds, "--timeout SECONDS")
-    if data[:1] == b"+":
-        return data[1:]
-    reason, message, hint = (data[1:].decode("ascii", "replace").split("\t") + ["", ""])[:3]
-    if data[:1] != b"-":
-        reason, message = "unreachable", "its process died: %s" % plain(data[:100].decode("latin-1"))
-    raise Failure(reason, message, hint)
+_CORRECT = "correct it in certferry/environment"
+
+# What a store's status, or its first digit, means.
+_STATUS = {403: ("forbids reading it", "check the policy and the token's age"),
+           404: ("has no such secret, or it is deleted", "check the path"),
+           503: ("is sealed or in maintenance", "unseal it"),
+           3: ("redirects to what is not followed", "name that place as the source"),
+           4: ("refuses the request", "check the credentials and the path")}
+
+# The logins of sovereign clouds, by the end of their vaults' names.
+_LOGINS = {"vault.usgovcloudapi.net": "login.microsoftonline.us",
+           "vault.azure.cn": "login.chinacloudapi.cn"}
 
 
-def _credential(environment, name):
-    """Return a credential from the environment, or from the file that NAME_FILE names, or ""."""
-    if environment.get(name):
-        return environment[name].strip()
-    path = environment.get(name + "_FILE")
-    if not path:
-        return ""
-    try:
-        with open(path, "rb") as file:
-            return file.read(MAX_KEY).decode("utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise Failure("unreachable", "%s_FILE %s: %s" % (name, path, (
-            os.strerror(error.errno).lower() if getattr(error, "errno", None) else "not text")),
-            "correct it in certferry/environment")
+def _dig(document, *names):
+    """Return what is at the end of nested names in a JSON document, or None."""
+    for name in names:
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
 
 
-def _https(host, port, method, path, headers, roots, deadline, body=None, redirects=1, secure=True):
-    """Return (status, body) of one request, its redirect followed once to the same host."""
-    try:
-        import http.client
-    except ImportError:
-        raise Failure("unreachable", "this Python has no http.client", "install python3, not only "
-                      "python3-minimal, for vault: and azure:")
+def _request(environment, url, headers, body):
+    """Return the response to one request and its body: HTTPS, a POST where it has a body."""
+    import http.client
     import ssl
-    if secure:
-        context = ssl.create_default_context(cafile=roots)
-        left = max(0.01, deadline - time.monotonic())
-        connection = http.client.HTTPSConnection(host, port, timeout=left, context=context)
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=deadline - time.monotonic())
+    host, path = re.match(r"https?://([^/]+)(/.*)\Z", url).groups()
     try:
-        connection.request(method, path, body, headers)
+        if "Metadata" in headers:  # a managed identity's endpoint is link-local and speaks HTTP
+            connection = http.client.HTTPConnection(host)
+        else:
+            connection = http.client.HTTPSConnection(
+                host, context=ssl.create_default_context(cadata=environment.get("roots")))
+        connection.request("POST" if body else "GET", path, body, headers)
         response = connection.getresponse()
-        data = response.read(4 * MAX_OFFER)
+        return response, response.read(4 * MAX_OFFER)
     except ssl.SSLError as error:
-        raise Failure("unreachable", "its TLS certificate is not accepted (%s)" % plain(
-            getattr(error, "verify_message", "") or error.reason, 120), "VAULT_CACERT for a "
-            "private authority")
+        raise Failure("unreachable", "shows no accepted TLS certificate (%s)" % getattr(
+            error, "verify_message", error.reason), "VAULT_CACERT for a private authority")
+    except ValueError:  # its own words would show the token
+        raise Failure("unreachable", "cannot be asked: HTTP forbids a character of a credential",
+                      _CORRECT)
     except (OSError, http.client.HTTPException) as error:
-        late = "timed out" in str(error)
-        raise Failure("timeout" if late else "unreachable", "gives no answer (%s)" % plain(
-            error, 120), "is it running, and reachable from here?")
-    finally:
-        connection.close()
-    if response.status in (301, 302, 303, 307, 308):
-        target = response.getheader("Location", "")
-        match = re.match(r"https://([^/?#@]+)(/[^#]*)\Z", target)
-        if not (match and redirects and secure):
-            raise Failure("unreachable", "redirects to %s" % plain(target, 120), "name that "
-                          "address as the source, if it is yours")
-        try:
-            new_host, new_port = parse_endpoint(match.group(1), 443)
-        except ValueError as error:
-            raise Failure("unreachable", "redirects to nowhere (%s)" % error)
-        if new_host != host:  # what is secret is told only to the host that was named
-            headers = {key: value for key, value in headers.items() if key not in (
-                "X-Vault-Token", "Authorization")}
-        return _https(new_host, new_port, method, match.group(2), headers, roots, deadline, body, 0)
-    return response.status, data
+        raise Failure("unreachable", "gives no answer (%s)" % error, "is it running there?")
 
 
-def _json_of(status, data, what):
-    """Return the document in a store's answer; Failure for what is no good answer, in words."""
-    try:
-        import json
-    except ImportError:
-        raise Failure("unreachable", "this Python has no json", "install python3, not only "
-                      "python3-minimal, for vault: and azure:")
-    words = {400: "refuses the request", 401: "refuses the credentials",
-             403: "forbids reading it", 404: "has no such secret, or it is deleted",
-             429: "is asked too often", 473: "is a standby", 503: "is sealed or in maintenance"}
-    if status != 200:
-        raise Failure("unreachable", "%s (status %d)" % (words.get(status, what), status),
-                      {403: "check the policy and the token's age", 404: "check the path",
-                       503: "unseal it"}.get(status, "check the store and the credentials"))
-    try:
-        document = json.loads(data.decode("utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("no object")
-        return document
-    except (ValueError, RecursionError):
-        raise Failure("malformed", "answers with something that is no JSON object",
-                      "is it the right address?")
-
-
-def _vault_token(ask, environment):
-    """Return a token: as it is given, or by an AppRole login."""
-    token = _credential(environment, "VAULT_TOKEN")
-    if token:
-        return token
-    role = _credential(environment, "VAULT_ROLE_ID")
-    if not role:
-        raise Failure("unreachable", "needs a credential", "VAULT_TOKEN_FILE=... or VAULT_ROLE_ID "
-                      "and VAULT_SECRET_ID_FILE in certferry/environment")
+def _ask_store(environment, url, headers, body=None, allowed=()):
+    """Return the JSON document that a store answers with; None for a status that is allowed."""
     import json
-    login = json.dumps({"role_id": role, "secret_id": _credential(environment, "VAULT_SECRET_ID")})
-    document = ask("POST", "/v1/auth/approle/login", {}, login.encode("utf-8"))
-    token = (document.get("auth") or {}).get("client_token")
+    import urllib.parse
+    response, data = _request(environment, url, headers, body)
+    target = urllib.parse.urljoin(url, response.getheader("Location", ""))
+    if response.status // 100 == 3 and target.startswith("https://"):  # followed once
+        if urllib.parse.urlsplit(target).hostname != urllib.parse.urlsplit(url).hostname:
+            headers, body = {}, None  # what is secret is for the host that was named
+        response, data = _request(environment, target, headers, body)
+    if response.status in allowed:
+        return None
+    if response.status != 200:
+        words, hint = _STATUS.get(response.status) or _STATUS.get(response.status // 100, (
+            "does not give it", "look there"))
+        raise Failure("unreachable", "%s (status %d)" % (words, response.status), hint)
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise Failure("malformed", "answers with what is no JSON", "is it the right address?")
+
+
+def _vault_secret(source, environment):
+    """Return the PEM bytes of a KV secret: version 2, or 1 where the mount is."""
+    import json
+
+    def ask(path, body=None, allowed=()):
+        return _ask_store(environment, "https://%s/v1/%s" % (
+            endpoint_text(source.host, source.port), path), headers, body, allowed)
+
+    space, token = environment.get("VAULT_NAMESPACE"), environment.get("VAULT_TOKEN")
+    headers = {"X-Vault-Namespace": space} if space else {}
     if not token:
-        raise Failure("unreachable", "gave no token for the role", "check the role")
-    return token
-
-
-def _pem_fields(fields):
-    """Return the PEM text of a secret's fields, whichever of the usual names they have."""
-    pieces = []
-    for name in ("fullchain", "certificate", "cert", "chain", "ca_chain", "private_key", "privkey",
-                 "key"):
-        value = fields.get(name)
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and "-----BEGIN " in text:
-                pieces.append(text.replace("\\n", "\n"))
-    return "\n".join(pieces).encode("utf-8", "replace")
-
-
-def _vault_secret(source, environment, deadline):
-    """Return the PEM bytes of a KV secret, version 2, or 1 where the mount is (Vault's HTTP API)."""
-    def ask(method, path, headers, body=None, also=()):
-        if environment.get("VAULT_NAMESPACE"):
-            headers = dict(headers, **{"X-Vault-Namespace": environment["VAULT_NAMESPACE"]})
-        status, data = _https(source.host, source.port, method, path, headers,
-                              environment.get("VAULT_CACERT") or None, deadline, body)
-        return None if status in also else _json_of(status, data, "does not give it")
-
-    headers = {"X-Vault-Token": _vault_token(ask, environment)}
-    mount, _, path = source.target.partition("/")
-    version = 2
-    info = ask("GET", "/v1/sys/internal/ui/mounts/" + source.target, headers, None, (403, 404))
-    if info:
-        mounted = info.get("data") or {}
-        real = str(mounted.get("path") or "").strip("/")
-        if real and source.target.startswith(real + "/"):
-            mount, path = real, source.target[len(real) + 1:]
-        version = 1 if (mounted.get("options") or {}).get("version") != "2" else 2
-    document = ask("GET", "/v1/%s/data/%s" % (mount, path) if version == 2 else
-                   "/v1/%s/%s" % (mount, path), headers)
-    fields = document.get("data") or {}
-    if version == 2:
-        fields = fields.get("data") or {}
-    pem = _pem_fields(fields)
+        if not environment.get("VAULT_ROLE_ID"):
+            raise Failure("unreachable", "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and "
+                          "VAULT_SECRET_ID_FILE", _CORRECT)
+        login = json.dumps({"role_id": environment["VAULT_ROLE_ID"],
+                            "secret_id": environment.get("VAULT_SECRET_ID", "")})
+        token = str(_dig(ask("auth/approle/login", login.encode("ascii")), "auth", "client_token"))
+    headers["X-Vault-Token"] = token
+    info = ask("sys/internal/ui/mounts/" + source.target, allowed=(403, 404))
+    mount = str(_dig(info, "data", "path"))
+    if not source.target.startswith(mount):
+        mount = source.target.partition("/")[0] + "/"
+    second = info is None or _dig(info, "data", "options", "version") == "2"
+    document = ask(mount + ("data/" if second else "") + source.target[len(mount):])
+    values = [_dig(document, *["data"] * (1 + second), name) for name in (
+        "fullchain certificate cert chain ca_chain private_key privkey key").split()]
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    pem = "\n".join(text for text in texts if isinstance(text, str) and "-----BEGIN " in text)
     if not pem:
         raise Failure("malformed", "holds no PEM in a field that is known", "fields: certificate, "
                       "chain or fullchain, and private_key")
-    return pem
+    return pem.replace("\\n", "\n").encode("utf-8", "replace")
 
 
-def _azure_token(environment, resource, deadline):
-    """Return an access token: by client credentials, or from the managed identity's endpoint."""
-    client = environment.get("AZURE_CLIENT_ID", "")
-    secret = _credential(environment, "AZURE_CLIENT_SECRET")
-    from urllib.parse import quote, urlsplit
-    if secret:
-        authority = urlsplit(environment.get("AZURE_AUTHORITY_HOST")
-                             or "https://login.microsoftonline.com")
-        body = "grant_type=client_credentials&client_id=%s&client_secret=%s&scope=%s" % (
-            quote(client, ""), quote(secret, ""), quote(resource + "/.default", ""))
-        status, data = _https(
-            authority.hostname, authority.port or 443, "POST", "/%s/oauth2/v2.0/token" % quote(
-                environment.get("AZURE_TENANT_ID", ""), ""),
-            {"Content-Type": "application/x-www-form-urlencoded"},
-            environment.get("SSL_CERT_FILE"), deadline, body.encode("ascii"))
-    else:
-        path = "/metadata/identity/oauth2/token?api-version=2018-02-01&resource=" + quote(
-            resource, "")
-        path += "&client_id=" + quote(client, "") if client else ""
-        endpoint = urlsplit(environment.get("AZURE_POD_IDENTITY_AUTHORITY_HOST")
-                            or "http://169.254.169.254")
-        status, data = _https(endpoint.hostname, endpoint.port or 80, "GET", path,
-                              {"Metadata": "true"}, None, deadline, secure=False)
-    token = _json_of(status, data, "gives no token").get("access_token")
-    if not isinstance(token, str):
-        raise Failure("unreachable", "gives no token", "check AZURE_TENANT_ID and AZURE_CLIENT_ID")
-    return token
-
-
-def _azure_secret(source, environment, deadline):
+def _azure_secret(source, environment):
     """Return the bytes of a Key Vault secret: PEM, or the DER of a PKCS#12 container."""
-    suffix = source.host.partition(".")[2]
-    token = _azure_token(environment, "https://" + suffix, deadline)
-    status, data = _https(source.host, source.port, "GET", "/secrets/%s?api-version=7.4"
-                          % source.target, {"Authorization": "Bearer " + token},
-                          environment.get("SSL_CERT_FILE"), deadline)
-    document = _json_of(status, data, "does not give it")
-    value = document.get("value")
-    if not isinstance(value, str):
-        raise Failure("malformed", "holds no value", "is it a certificate?")
-    if "pkcs12" in str(document.get("contentType")):
-        return b"P" + binascii.a2b_base64(value.encode("ascii", "replace"))
-    return b"." + value.replace("\\n", "\n").encode("utf-8", "replace")
+    import urllib.parse
+    cloud, client = source.host.partition(".")[2], environment.get("AZURE_CLIENT_ID", "")
+    if environment.get("AZURE_CLIENT_SECRET"):
+        login = environment.get("AZURE_AUTHORITY_HOST") or _LOGINS.get(
+            cloud, "login.microsoftonline.com")
+        url = "https://%s/%s/oauth2/v2.0/token" % (
+            login.split("://")[-1].strip("/"), environment.get("AZURE_TENANT_ID", ""))
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        body = urllib.parse.urlencode({
+            "grant_type": "client_credentials", "client_id": client, "scope": "https://%s/.default"
+            % cloud, "client_secret": environment["AZURE_CLIENT_SECRET"]}).encode("ascii")
+    else:  # the managed identity
+        url = "%s/metadata/identity/oauth2/token?%s" % (
+            environment.get("AZURE_POD_IDENTITY_AUTHORITY_HOST") or "http://169.254.169.254",
+            urllib.parse.urlencode(dict({"client_id": client} if client else {}, **{
+                "api-version": "2018-02-01", "resource": "https://" + cloud})))
+        headers, body = {"Metadata": "true"}, None
+    token = _dig(_ask_store(environment, url, headers, body), "access_token")
+    document = _ask_store(environment, "https://%s/secrets/%s?api-version=7.4" % (
+        endpoint_text(source.host, source.port), source.target),
+        {"Authorization": "Bearer %s" % token})
+    value = str(_dig(document, "value"))
+    if "pkcs12" in str(_dig(document, "contentType")):
+        return binascii.a2b_base64(value)
+    return value.replace("\\n", "\n").encode("utf-8", "replace")
 
 
-def _vault_offer(source, job, environment):
-    """Return the Offer of a Vault or OpenBao secret, fetched in a process of its own."""
-    deadline = time.monotonic() + job.timeout
+def _read_credentials(kind, environment):
+    """Return the environment with what a store needs from files; nobody can't read them later."""
+    environment = dict(environment)
+    for name, path_name in _SECRETS[kind]:
+        path = environment.get(path_name)
+        if path and not environment.get(name):
+            try:
+                with open(path, "rb") as file:
+                    environment[name] = file.read(MAX_OFFER).decode("ascii", "ignore").strip()
+            except OSError as error:
+                raise Failure("unreachable", "cannot be asked: %s=%s: %s" % (
+                    path_name, path, os.strerror(error.errno).lower()), _CORRECT)
+    return environment
+
+
+def _store_offer(source, job, environment):
+    """Return the Offer of a vault: or azure: secret, fetched in a process of its own."""
+    fetch = {"vault": _vault_secret, "azure": _azure_secret}[source.kind]
     try:
-        data = in_own_process(lambda: _vault_secret(source, environment, deadline), job.timeout)
+        import http.client  # noqa: F401
+        import json  # noqa: F401
+        environment = _read_credentials(source.kind, environment)
+        data = in_own_process(lambda: fetch(source, environment), job.timeout)
+        data = open_pkcs12(data) if data[:1] == b"\x30" else data
+    except ImportError:
+        raise Failure("unreachable", "%s: this Python lacks json or http.client" % source.text,
+                      "install python3, not only python3-minimal")
     except Failure as failure:
         raise Failure(failure.reason, "%s %s" % (source.text, failure), failure.hint)
+    except ValueError as error:
+        raise Failure("malformed", "%s holds %s" % (source.text, error), "export it without one")
     return _leaf_first(_offer_of(source, data))
 
 
-def _azure_offer(source, job, environment):
-    """Return the Offer of an Azure Key Vault secret, fetched in a process of its own."""
-    deadline = time.monotonic() + job.timeout
-    try:
-        data = in_own_process(lambda: _azure_secret(source, environment, deadline), job.timeout)
-        if data[:1] == b"P":
-            try:
-                data = b"." + open_pkcs12(data[1:])
-            except ValueError as error:
-                raise Failure("malformed", "holds %s" % error, "export it without a password")
-    except Failure as failure:
-        raise Failure(failure.reason, "%s %s" % (source.text, failure), failure.hint)
-    return _leaf_first(_offer_of(source, data[1:]))
-
-
 # The sources that are no handshake: (Source, Job, environment) in, an Offer out within the timeout.
-FETCHERS = {"file": _file_offer, "exec": _exec_offer, "vault": _vault_offer,
-            "azure": _azure_offer}
-
-
+FETCHERS = {"file": _file_offer, "exec": _exec_offer, "vault": _store_offer, "azure": _store_offer}
 # --------------------------------------------------------------------------------------------------
 # Judge
 # --------------------------------------------------------------------------------------------------
@@ -1980,8 +1799,9 @@ def _mismatch(evidence, wanted, now):
         return Verdict("key-mismatch", shown, "--sni HOST, a name under which the upstream serves "
                        "this one")
     if current is None:
-        return Verdict("key-mismatch", "%s (%s)" % (shown, keys), "a CDN or load balancer shows its "
-                       "own: name the origin with --from HOST[:PORT]; or bring its key with --key")
+        return Verdict("key-mismatch", "%s (%s)" % (shown, keys), (
+            "a CDN or load balancer shows its own: name the origin with --from HOST[:PORT]; or "
+            "bring its key with --key"))
     return Verdict("key-mismatch", "%s has a certificate for another key (%s)" % (source, keys), (
         "on purpose: certferry %s --key NEW.pem; by accident: on the upstream, certbot renew "
         "--cert-name %s --reuse-key; the certificate here lasts %d more days" % (
@@ -1997,8 +1817,8 @@ def _key_rule(evidence, wanted, now):
                        " (%s)" % (source, describe_key(carried), describe_key(public)),
                        "put the matching pair there")
     if public in wanted.rolled_keys:
-        return Verdict("rolled-back", "%s offers a certificate for the key that was rolled back from"
-                       % source, again)
+        return Verdict("rolled-back", "%s offers a certificate for the key that was rolled back "
+                       "from" % source, again)
     if carried is None and public not in wanted.keys:
         return _mismatch(evidence, wanted, now)
     return fingerprint(public) in wanted.retired and Verdict(
@@ -2081,7 +1901,7 @@ def judge(evidence, wanted, now, same=False, force=False):
 
 
 def gravity(failure):
-    """Return how grave a Failure is, for several sources: a changed key most, a stale member least."""
+    """Return how grave a Failure is: a changed key most, a stale member of a pool least."""
     return {"key-mismatch": 3, "unreachable": 1, "timeout": 1, "older": 0}.get(failure.reason, 2)
 
 
@@ -2099,7 +1919,7 @@ def threshold(share, lifetime):
 
 
 def last_good(lineage, now):
-    """Return when a source was last heard to good effect, or None; a later time than now is none."""
+    """Return when a source was last heard to good effect, or None; a time after now is none."""
     state = lineage.state
     sound = state.result in SOUND or (state.result, state.reason) == ("deferred", "rolled-back")
     good = lineage.checked if sound else state.good
@@ -2161,13 +1981,15 @@ def read_file(path, limit, private=False):
     `private` refuses one that others can write. Failure for a file that is somebody else's.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb", 0) as file:
+    try:
         info = os.fstat(descriptor)
         refuse_foreign(path, info, private)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
             raise Failure(None, "%s is no regular file of at most %d bytes" % (path, limit),
                           "put the right one there")
-        return file.read(limit)
+        return os.read(descriptor, limit)
+    finally:
+        os.close(descriptor)
 
 
 def read_text(path):
@@ -2182,7 +2004,7 @@ def real_path(place, path):
     real = os.path.realpath(path)
     refuse_foreign(path, os.lstat(path))
     if not real.startswith(os.path.realpath(place.config) + "/"):
-        raise Failure(None, "%s is a link out of the config dir" % path, "put the file itself there")
+        raise Failure(None, "%s is a link out of the config dir" % path, "put the file there")
     if os.path.exists(real):
         check_folder(os.path.dirname(real))
     return real
@@ -2219,7 +2041,8 @@ def _create(path, data, mode, like=None):
             file.flush()
             _dress(descriptor, like or os.fstat(descriptor), mode)
             os.fsync(descriptor)
-    except BaseException:
+    except OSError as error:
+        error.filename = error.filename or path  # write() tells none
         os.unlink(path)
         raise
 
@@ -2246,7 +2069,7 @@ def _set_link(target, path):
 
 
 def make_folder(path, mode=None):
-    """Make a folder with the mode of its parent, closed to other writers; or check what is there."""
+    """Make a folder with the mode of its parent, closed to other writers; or check the one there."""
     if not os.path.lexists(path):
         os.mkdir(path, 0o700)
         parent = os.path.dirname(path)
@@ -2258,9 +2081,25 @@ def make_folder(path, mode=None):
 def _remove_folder(folder):
     """Remove a version's folder; nothing where there is none."""
     if os.path.isdir(folder):
+        if not folder.endswith(LITTER):  # half removed it is no version, but litter
+            os.rename(folder, _hidden(folder))
+            folder = _hidden(folder)
         for name in os.listdir(folder):
             os.unlink("%s/%s" % (folder, name))
         os.rmdir(folder)
+
+
+def find_litter(folder):
+    """Return the paths of what an interrupted run left in a folder."""
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    return ["%s/%s" % (folder, name) for name in names if name.endswith(LITTER)]
+
+
+def remove_litter(paths):
+    """Remove what an interrupted run left."""
+    for path in paths:
+        remove = _remove_folder if os.path.isdir(path) and not os.path.islink(path) else os.unlink
+        remove(path)
 
 
 def _copy_key(source, target, like):
@@ -2370,12 +2209,13 @@ def key_record(path, public_key):
 def staged_keys(place):
     """Return the paths of the staged keys, sorted."""
     names = os.listdir(place.live) if os.path.isdir(place.live) else ()
-    return ["%s/%s" % (place.live, name) for name in sorted(names)
-            if re.match(r"privkey-.+\.pem\Z", name)]
+    paths = ["%s/%s" % (place.live, name) for name in sorted(names)
+             if re.match(r"privkey-.+\.pem\Z", name)]
+    return [path for path in paths if stat.S_ISREG(os.lstat(path).st_mode)]
 
 
 def stage_key(place, pem, public_key, first=False):
-    """Put a private key (PEM bytes) into live/NAME, as its key if it is the first; return its path."""
+    """Put a private key (PEM) into live/NAME, as its key if it is the first; return its path."""
     for folder in (place.config, place.config + "/live", place.live):
         make_folder(folder)
     path = "%s/privkey%s.pem" % (place.live, "" if first else "-" + fingerprint(public_key)[:16])
@@ -2443,6 +2283,25 @@ def _shake_hands(folder, leaf):
                   "is the key file damaged? bring the upstream's again with --key")
 
 
+def _rehearse(folder, leaf):
+    """Find out before the rename what a server would find out at its reload; Failure then."""
+    try:
+        in_own_process(lambda: _shake_hands(folder, leaf), OPENSSL_SECONDS, unprivileged=False)
+    except Failure as failure:
+        raise Failure("rehearsal", str(failure), failure.hint)
+
+
+def _give_up(place, number):
+    """Remove, as far as the disk lets, a version that has not become the current one."""
+    try:
+        for folder in (place.archive, place.live, place.records):
+            remove_litter(find_litter(folder))
+        if not os.path.realpath(place.pointer).endswith("/%s@%d" % (place.name, number)):
+            _remove_folder(place.version(number))
+    except OSError:
+        pass  # the next run does it
+
+
 def _point(place, number):
     """Make a version the current one: the one instant of change; then whatever is no link yet.
 
@@ -2458,8 +2317,12 @@ def _point(place, number):
     archive = os.path.relpath(os.path.realpath(place.archive), os.path.realpath(place.live))
     _set_link("%s/%s@%d" % (archive, place.name, number), place.pointer)  # 2
     _sync(place.live)
+    kept = [place.version(number) + "/privkey.pem"] + staged_keys(place)
     for path, target in paths:
         if not os.path.islink(path) or os.readlink(path) != target:  # 3
+            if path.endswith("/privkey.pem") and read_file(real_path(place, path), MAX_KEY) not in [
+                    read_file(each, MAX_KEY) for each in kept]:
+                continue  # put there just now: the next run stages it
             _set_link(target, path)
         os.utime(path, follow_symlinks=False)  # 4
     _sync(place.live)
@@ -2472,23 +2335,24 @@ def install_version(lineage, leaf, chain, key, state, members=None, link=False):
     with the hooks that it owes, so that a run that dies in between has them run by the next one.
     """
     place = lineage.place
-    make_folder(place.archive)
+    for folder in (place.archive, place.config + "/live", place.live):
+        make_folder(folder)
     number = next_number(place)
     pems = members or (to_pem([leaf.der]), to_pem(chain), to_pem((leaf.der,) + chain))
-    staged = _stage_version(place, number, lineage.current, pems, key, link)
     try:
-        if not members:  # what a server would find out at its reload is found out before
-            in_own_process(lambda: _shake_hands(staged, leaf.der), OPENSSL_SECONDS, False)
-    except Failure:
-        _remove_folder(staged)
+        staged = _stage_version(place, number, lineage.current, pems, key, link)
+        if not members:
+            _rehearse(staged, leaf.der)
+        try:
+            save_state(place, state._replace(owed_version=number))
+        except OSError:
+            pass  # said at the end of the run: it does not stop a deployment
+        os.rename(staged, place.version(number))
+        _sync(place.archive)
+        _point(place, number)
+    except (Failure, OSError):
+        _give_up(place, number)
         raise
-    try:
-        save_state(place, state._replace(owed_version=number))
-    except OSError:
-        pass  # said at the end of the run: it does not stop a deployment
-    os.rename(staged, place.version(number))
-    _sync(place.archive)
-    _point(place, number)
     return Version(number, place.version(number), leaf, tuple(chain))
 
 
@@ -2514,13 +2378,9 @@ def adopt(lineage):
             members[position] = read_file(real_path(place, path), MAX_OFFER)
             if not holds_only_certificates(members[position]):
                 raise Failure(None, "%s holds more than certificates" % path, "take the rest out")
-    notices = lineage.notices
-    if not os.path.islink(place.live + "/fullchain.pem"):
-        notices += ("%s/ holds links now: a container needs live and archive both mounted"
-                    % place.live,)
     version = install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state,
                               members, link=True)
-    return lineage._replace(current=version, key=version.folder + "/privkey.pem", notices=notices)
+    return lineage._replace(current=version, key=version.folder + "/privkey.pem")
 
 
 def prune(place, current):
@@ -2531,10 +2391,10 @@ def prune(place, current):
     others = 0
     for position, number in enumerate(version_numbers(place)):
         version = load_version(place, number)
-        if number != current.number and version:
-            others += version.leaf.public_key != current.leaf.public_key
-        if number != current.number and (position >= KEPT_VERSIONS or not version or others > 1 and (
-                version.leaf.public_key != current.leaf.public_key)):
+        other = version is not None and version.leaf.public_key != current.leaf.public_key
+        others += other
+        if number != current.number and (position >= KEPT_VERSIONS or version is None or (
+                other and others > 1)):
             _remove_folder(place.version(number))
     _sync(place.archive)
 
@@ -2549,19 +2409,12 @@ def rollback_target(lineage):
     return None
 
 
-def remove_litter(folder):
-    """Remove what an interrupted run left in a folder; return the paths."""
-    found = ["%s/%s" % (folder, name) for name in (
-        os.listdir(folder) if os.path.isdir(folder) else ()) if name.endswith(LITTER)]
-    for path in found:
-        _remove_folder(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
-    return found
-
-
-def remove_unfinished(lineage):
-    """Remove a version that was named and never made current, and litter; return the paths."""
+def remove_unfinished(lineage, litter):
+    """Remove litter, and a version that was named and never made current; return the paths."""
     place, number = lineage.place, lineage.state.owed_version
-    found = remove_litter(place.live)
+    found = find_litter(place.live) + [path for path in litter if os.path.basename(
+        path).startswith((".%s@" % place.name, ".%s." % place.name))]
+    remove_litter(found)
     if number > ((lineage.current.number or 0) if lineage.current else 0) and os.path.isdir(
             place.version(number)):
         _remove_folder(place.version(number))
@@ -2722,7 +2575,7 @@ def hook_variables(place, domains):
 
 
 def alert_wanted(state, health, now):
-    """Say whether the alert hooks have to run: at a turn to, within or from bad health, and daily."""
+    """Say whether alert hooks have to run: at a turn to, within or from bad health, and daily."""
     bad = ("warning", "critical", "unknown")
     if health in bad:
         return state.told != health or state.told_at is None or not 0 <= now - state.told_at < DAY
@@ -2737,13 +2590,25 @@ _PRIORITIES = {"problem": "<3>", "warning": "<4>", "detail": "<7>"}
 HEALTHS = ("ok", "due", "warning", "critical", "unknown")
 
 
+def describe(outcome, now):
+    """Return what a result line says after the result: names, end of validity, source."""
+    if outcome.version is None:
+        return plain(outcome.message or outcome.reason or "")
+    leaf = outcome.version.leaf
+    text = "%s, valid until %s (%d days)" % (
+        plain(" ".join(leaf.domains[:8]), 200), iso_time(leaf.not_after)[:10], days_left(leaf, now))
+    if outcome.result == "deferred":
+        text += ", " + outcome.reason
+    return text + (", from " + outcome.source if outcome.source else "")
+
+
 class Reporter:
     """What a run says: results on standard output, problems on standard error, or one JSON."""
 
     def __init__(self, quiet=False, verbose=False, as_json=False, now=0):
         """Look whether it is the journal that reads: then lines carry priorities."""
         self.quiet, self.verbose, self.as_json, self.now = quiet, verbose, as_json, now
-        self.progress, journal = False, os.environ.get("JOURNAL_STREAM")
+        self.progress, self.failed, journal = False, False, os.environ.get("JOURNAL_STREAM")
         info = os.fstat(2) if journal else None
         self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
             info.st_dev, info.st_ino) else {}
@@ -2764,6 +2629,7 @@ class Reporter:
 
     def problem(self, name, message, hint="", kind="problem"):
         """Write the line of a problem or a warning: what is wrong, what to do about it."""
+        self.failed = self.failed or kind == "problem"
         parts = [part for part in ("certferry", name, plain(message), hint) if part]
         self._write(sys.stderr, self.priorities.get(kind, "") + ": ".join(
             plain(part, 600) for part in parts))
@@ -2819,18 +2685,6 @@ class Reporter:
         if dry_run:
             document["dry_run"] = True
         self._write(sys.stdout, json.dumps(document, indent=2))
-
-
-def describe(outcome, now):
-    """Return what a result line says after the result: names, end of validity, source."""
-    if outcome.version is None:
-        return plain(outcome.message or outcome.reason or "")
-    leaf = outcome.version.leaf
-    text = "%s, valid until %s (%d days)" % (
-        " ".join(leaf.domains[:8]), iso_time(leaf.not_after)[:10], days_left(leaf, now))
-    if outcome.result == "deferred":
-        text += ", " + outcome.reason
-    return text + (", from " + outcome.source if outcome.source else "")
 
 
 def as_object(outcome):
@@ -2894,6 +2748,25 @@ def _status_sentence(lineage, outcome):
     return text
 
 
+def _status_row(lineage, outcome, now):
+    """Return the cells of one lineage's row."""
+    if lineage is None:
+        return (outcome.name, outcome.health, "-", "-", "-", "-", plain(outcome.message, 120))
+    state, options, left = lineage.state, lineage.options, "-"
+    if outcome.version:
+        leaf = outcome.version.leaf
+        left = "%d of %d (%d%%)" % (days_left(leaf, now), leaf.lifetime // DAY, max(
+            0, 100 * (leaf.not_after - now) // leaf.lifetime))
+    pending = list(state.owed) + (["not-served"] if state.unserved else [])
+    if state.result in ("refused", "failed", "deferred"):
+        pending.append("%s (%d runs)" % (state.reason or state.result, state.runs))
+    good = last_good(lineage, now)
+    return (outcome.name, outcome.health, left,
+            " ".join(source.text for source in options.sources) or "%s:443" % outcome.name,
+            (iso_time(lineage.checked) or "never")[:16], (iso_time(good) or "never")[:16],
+            plain(", ".join(pending + list(outcome.lines)), 200))
+
+
 def status_lines(pairs, now):
     """Return the lines of `status`: a plugin line for monitoring, then a table for a person."""
     words = {"ok": "OK", "due": "OK", "warning": "WARNING", "critical": "CRITICAL",
@@ -2915,32 +2788,15 @@ def status_lines(pairs, now):
                 (outcome.name, days_left(leaf, now)) + tuple(
                     int(threshold(share, leaf.lifetime) // DAY)
                     for share in (lineage.options.warn, lineage.options.critical))))
-    lines = ["CERTFERRY %s - %s%s" % (word, plain(said, 600), data and " | " + " ".join(data) or "")]
+    data = " | " + " ".join(data) if data else ""
+    lines = ["CERTFERRY %s - %s%s" % (word, plain(said, 600), data)]
     rows = [("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")]
     rows += [_status_row(lineage, outcome, now) for lineage, outcome in pairs]
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     for row in rows if pairs else ():
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths + [0])).rstrip())
+        cells = [cell.ljust(width) for cell, width in zip(row, widths + [0])]
+        lines.append("  ".join(cells).rstrip())
     return lines
-
-
-def _status_row(lineage, outcome, now):
-    """Return the cells of one lineage's row."""
-    if lineage is None:
-        return (outcome.name, outcome.health, "-", "-", "-", "-", plain(outcome.message, 120))
-    state, options, left = lineage.state, lineage.options, "-"
-    if outcome.version:
-        leaf = outcome.version.leaf
-        left = "%d of %d (%d%%)" % (days_left(leaf, now), leaf.lifetime // DAY, max(
-            0, 100 * (leaf.not_after - now) // leaf.lifetime))
-    pending = list(state.owed) + (["not-served"] if state.unserved else [])
-    if state.result in ("refused", "failed", "deferred"):
-        pending.append("%s (%d runs)" % (state.reason or state.result, state.runs))
-    good = last_good(lineage, now)
-    return (outcome.name, outcome.health, left,
-            " ".join(source.text for source in options.sources) or "%s:443" % outcome.name,
-            (iso_time(lineage.checked) or "never")[:16], (iso_time(good) or "never")[:16],
-            plain(", ".join(pending + list(outcome.lines)), 200))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2948,9 +2804,10 @@ def _status_row(lineage, outcome, now):
 # --------------------------------------------------------------------------------------------------
 
 # What holds for every lineage of a run; `command` is crossing (certferry NAME), renew or rollback,
-# `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key.
+# `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key,
+# `litter` the paths of what an interrupted run left.
 Run = collections.namedtuple("Run", (
-    "config environment now command dry_run force network report changes pem"))
+    "config environment now command dry_run force network report changes pem litter"))
 
 # What is to be deployed, or that there is nothing new (`same`); `key` is a path or a Secret.
 Decision = collections.namedtuple("Decision", "offer leaf chain key same")
@@ -2965,28 +2822,31 @@ def is_certbots(place):
         os.path.islink(path) and not os.readlink(path).startswith(".current/") for path in paths)
 
 
-def load_lineage(place):
-    """Return the Lineage that the files in the config dir make; Failure where they cannot be used.
+def load_record(place):
+    """Return the Lineage that its state alone makes.
 
     A damaged state is a notice and counts as none: what it held is found out again.
     """
-    notices, given, state, checked = (), None, NO_STATE, None
+    lineage = Lineage(place, None, parse_options({}), NO_STATE, None, None, None, ())
+    if not os.path.lexists(place.state):
+        return lineage
+    check_folder(place.records)
+    lineage = lineage._replace(checked=int(os.stat(place.state).st_mtime))
+    try:
+        return lineage._replace(state=parse_state(read_text(place.state), place.state))
+    except Failure as failure:
+        return lineage._replace(notices=("%s: what it held is found out again" % failure,))
+
+
+def load_lineage(place):
+    """Return the Lineage that the files in the config dir make; Failure where they cannot be."""
     for folder in (place.config + "/live", place.live, place.records, place.archive):
         if os.path.lexists(folder):
             check_folder(folder)
-    if os.path.lexists(place.conf):
-        given = parse_conf(read_text(place.conf), place.conf)
-    try:
-        text = read_text(place.state)
-        checked = int(os.stat(place.state).st_mtime)
-        state = parse_state(text, place.state)
-    except FileNotFoundError:
-        pass
-    except Failure as failure:
-        notices = ("%s: what it held is found out again" % failure,)
+    given = parse_conf(read_text(place.conf), place.conf) if os.path.lexists(place.conf) else None
     current = find_current(place)
-    return Lineage(place, given, parse_options(given or {}), state, checked, current,
-                   find_key(place, current), notices)
+    return load_record(place)._replace(given=given, options=parse_options(given or {}),
+                                       current=current, key=find_key(place, current))
 
 
 def discover(config):
@@ -3023,7 +2883,7 @@ def _no_key(lineage):
     return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
         "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s" % (
             sources[0].host if sources and sources[0].host else "UPSTREAM", CONFIG_DIR, name, name,
-            "".join(" --from " + source.text.replace(":443", "") for source in sources[:1]))))
+            "".join(" --from " + source.text for source in sources[:1]))))
 
 
 def read_roots(path):
@@ -3058,16 +2918,13 @@ def _parse_offer(offer):
             offer.source.text, error), "look at what it holds")
 
 
-def run_hooks(run, hooks, variables, kind, name=""):
-    """Run hooks that are not tried again; say whether all succeeded."""
-    sound = True
+def run_hooks(run, hooks, variables, name=""):
+    """Run hooks that are not tried again: alert hooks of a lineage, post hooks of a run."""
     for hook in hooks:
         wrong, _ = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
         if wrong:
-            run.report.problem(name, "the %s hook %s failed (%s)" % (kind, hook, wrong),
-                               "run it by hand: it is not tried again")
-            sound = False
-    return sound
+            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), "run it by hand: it "
+                               "is not tried again", "warning" if name else "problem")
 
 
 def alert(run, lineage, outcome):
@@ -3082,8 +2939,13 @@ def alert(run, lineage, outcome):
         "CERTFERRY_DETAIL": plain(outcome.message or outcome.why),
         "CERTFERRY_NOT_AFTER": iso_time(leaf.not_after) if leaf else "",
         "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}
-    run_hooks(run, hooks, variables, "alert", outcome.name)
+    run_hooks(run, hooks, variables, outcome.name)
     return state._replace(told=outcome.health, told_at=run.now)
+
+
+def fits(public_key, leaf):
+    """Say whether a public key, as openssl printed it, is a leaf's."""
+    return public_key == leaf.public_key or public_key == leaf_public_key(leaf.der)
 
 
 class Crossing:
@@ -3102,12 +2964,16 @@ class Crossing:
 
     def attempt(self, step):
         """Do a step and return what it returns, or None where it failed."""
+        started = time.monotonic()
         try:
             return step()
         except Failure as failure:
             self.failure = self.failure or failure
         except OSError as error:
             self.failure = self.failure or storage_failure(error)
+        finally:
+            self.run.report.detail(self.place.name, "%s: %.3f s" % (
+                step.__name__.replace("_", " "), time.monotonic() - started))
         return None
 
     def say(self, message, hint=""):
@@ -3145,7 +3011,7 @@ class Crossing:
     def mend(self):
         """Remove what an interrupted run left, make live links whole, see to staged keys."""
         place, current = self.place, self.lineage.current
-        removed = remove_unfinished(self.lineage)
+        removed = remove_unfinished(self.lineage, self.run.litter)
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
@@ -3162,7 +3028,10 @@ class Crossing:
                 self.say("linked to the current version again: " + " ".join(
                     path for path, _ in mended))
         for path in staged_keys(place):
-            if self.run.now - os.stat(path).st_mtime > STAGED_KEY_DAYS * DAY:
+            key = self.lineage.key
+            if key and read_file(path, MAX_KEY) == read_file(key, MAX_KEY):
+                remove_key(path)  # it has become the lineage's, and the run died there
+            elif self.run.now - os.stat(path).st_mtime > STAGED_KEY_DAYS * DAY:
                 self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if it "
                          "was forgotten")
 
@@ -3172,12 +3041,13 @@ class Crossing:
             key = read_pem(self.run.pem)[1]
             public = public_half(key.pem if key else b"", True)
         except ValueError as error:
-            raise Failure("no-key", "the private key of --key %s" % error, "give one key in PEM form")
+            raise Failure("no-key", "the private key of --key %s" % error, "give one key as PEM")
         if public in self.own_keys():
             return
         first = self.lineage.key is None
         self.added = key if self.run.dry_run else stage_key(self.place, key.pem, public, first)
         self.keys[public], self.changed = self.added, True
+        self.lines.append("%s  %s" % ("private key" if first else "staged key ", describe_key(public)))
         if first and not self.run.dry_run:
             self.lineage = self.lineage._replace(key=self.added)
 
@@ -3200,8 +3070,9 @@ class Crossing:
             pem = read_file(lineage.key, MAX_KEY)
             public = public_half(pem, True)
         except ValueError as error:
-            raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error), "put the right key there")
-        if current is None or public in (current.leaf.public_key, leaf_public_key(current.leaf.der)):
+            raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error), "put the right one "
+                          "there")
+        if current is None or fits(public, current.leaf):
             self.state = self.state._replace(key=record or "")
             if lineage.key and os.stat(lineage.key).st_mode & 0o004:
                 self.say("%s/privkey.pem can be read by everybody" % place.live, "chmod o-r")
@@ -3261,14 +3132,14 @@ class Crossing:
         return wrong
 
     def own_keys(self):
-        """Return {public key: path, or a Secret that is not on disk} of the keys an offer may fit."""
+        """Return {public key: path, or a Secret that is not on disk} of the keys to fit."""
         if self.keys is None:
             self.keys = collections.OrderedDict()
             paths = [self.lineage.key] if self.lineage.key else []
             for path in paths + staged_keys(self.place):
                 try:
                     self.keys.setdefault(public_half(read_file(path, MAX_KEY), True), path)
-                except ValueError as error:
+                except (ValueError, OSError, Failure) as error:
                     self.say("%s %s" % (path, error), "remove it, or bring it again with --key")
         return self.keys
 
@@ -3324,7 +3195,7 @@ class Crossing:
             except ValueError as error:
                 wrong = "its private key %s" % error
             if wrong:
-                raise Failure("malformed", "%s: %s" % (offer.source.text, wrong), "look at it there")
+                raise Failure("malformed", "%s: %s" % (offer.source.text, wrong), "look at it")
             trust, chain = self.trust(leaf, others)
             chain, wanted = tuple(issuer.der for issuer in chain), self.wanted()
             if not wanted.keys and carried is None:
@@ -3358,7 +3229,7 @@ class Crossing:
             except Failure as failure:
                 if failure.reason == "key-mismatch":
                     return self.ask_other_type(source, offer, failure)
-                if failure.reason != "older":
+                if failure.reason != "older" or len(asked) > MAX_CERTIFICATES:
                     raise
                 stale = stale or failure
                 asked.append(offer.address)
@@ -3379,7 +3250,7 @@ class Crossing:
         raise failure
 
     def decide(self):
-        """Return the Decision of the first source with an acceptable offer; else the gravest Failure.
+        """Return the Decision of the first source with an acceptable offer; or the gravest Failure.
 
         Where a renewal is due and a source has only the current leaf, the next one is asked too.
         """
@@ -3419,7 +3290,7 @@ class Crossing:
         if before is None and before_key and decision.key != before_key:
             pem = read_file(before_key, MAX_KEY)  # the key without a certificate waits on, staged
             stage_key(place, pem, public_half(pem, True))
-        self.lineage = adopt(self.lineage)
+        self.take_over()
         key = self.lineage.key if decision.key == before_key and before else decision.key
         retired = set(self.state.retired) - {fingerprint(leaf.public_key)}
         if before and before.leaf.public_key != leaf.public_key:
@@ -3441,12 +3312,16 @@ class Crossing:
                            "private key  %s/privkey.pem" % place.live]
         prune(place, version)
 
-    def adopt(self):
-        """Make a version of loose files, where this command asks for the lineage by name."""
-        if self.lineage.current.number is None and not self.run.dry_run:
+    def take_over(self):
+        """Make a version of loose files; say once what that means for containers."""
+        if self.lineage.current and self.lineage.current.number is None and not self.run.dry_run:
+            plain_files = not os.path.islink(self.place.live + "/fullchain.pem")
             self.lineage, self.changed = adopt(self.lineage), True
             self.state = self.state._replace(key=key_record(
                 self.lineage.key, self.lineage.current.leaf.public_key))
+            if plain_files:
+                self.say("%s/ holds links now" % self.place.live, "a container needs live and "
+                         "archive both mounted")
 
     def remember(self):
         """Write the options that this command gave."""
@@ -3473,7 +3348,7 @@ class Crossing:
         return hooks, pending
 
     def finish(self):
-        """Run the hooks that are due, then look at the services: what is not finished is pending."""
+        """Run the hooks that are due, then look at the services: what is unfinished is pending."""
         hooks, pending = self.hooks_due()
         if not (hooks or pending or self.fresh or self.served):
             return
@@ -3507,9 +3382,10 @@ class Crossing:
             time.sleep(0.5)
         self.state = self.state._replace(unserved=bool(wrong))
         if wrong:
-            raise Failure("not-served", "; ".join(wrong) + (
-                ": hooks ran, %d s waited" % patience if patience else ""), "the hooks run again at "
-                "the next run; does the daemon read %s/fullchain.pem?" % self.place.live)
+            waited = ": hooks ran, %d s waited" % patience if patience else ""
+            raise Failure("not-served", "; ".join(wrong) + waited, (
+                "the hooks run again at the next run; does the daemon read %s/fullchain.pem?"
+                % self.place.live))
 
     def can_wait(self):
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
@@ -3529,11 +3405,11 @@ class Crossing:
             self.fresh = bool(self.decision and not self.decision.same)
             if self.fresh:
                 self.attempt(self.deploy)
+                self.fresh = not self.failure
             elif self.decision and self.run.command == "crossing":
-                self.attempt(self.adopt)
+                self.attempt(self.take_over)
             waits = bool(self.failure) and self.can_wait()
             if self.failure and self.failure.reason == "storage":
-                self.fresh = False
                 self.attempt(self.reload)
             if self.run.command == "crossing" and (waits or not self.failure):
                 self.attempt(self.remember)
@@ -3594,29 +3470,39 @@ class Crossing:
         state = state._replace(result=result, good=None if sound else last_good(
             self.lineage, self.run.now))
         return state if not offer else state._replace(
-            source=offer.source.text, way=offer.way, upstream_not_after=self.decision.leaf.not_after)
+            source=offer.source.text, way=offer.way,
+            upstream_not_after=self.decision.leaf.not_after)
 
     def conclude(self, waits=False):
         """Record how the crossing ended, alert who wants it, and return (Lineage, Outcome)."""
-        run, lineage, failure, result = self.run, self.lineage, self.failure, self.result(waits)
-        health, why, version = "unknown", "", None
+        run, failure, result = self.run, self.failure, self.result(waits)
+        readable, health, why = self.lineage is not None, "unknown", ""
+        if not readable and os.path.lexists(self.place.conf):
+            self.lineage = self.attempt(self.recall)  # what its state alone remembers
+            self.state = self.lineage.state if self.lineage else NO_STATE
+        lineage, version = self.lineage, self.lineage and self.lineage.current
         if lineage:
             lineage = lineage._replace(state=self.recorded(result), checked=(
                 lineage.checked if result == "not-due" else run.now))
-            version = lineage.current
+        if readable:
             health, why = health_of(lineage, run.now, self.misfit and not self.fresh)
         outcome = Outcome(
             self.place.name, result, failure.reason if failure else None, str(failure or ""),
             failure.hint if failure else "", self.changed or self.fresh, self.fresh, (
                 self.decision.offer.source.text if self.decision else None), version, health, why,
             self.lines)
-        if lineage and not run.dry_run and (not failure or lineage.given is not None or version or (
-                run.command == "renew")) and (not failure or failure.reason != "certbot"):
+        if lineage and not run.dry_run and (not failure or os.path.lexists(self.place.conf) or (
+                version or run.command == "renew" and lineage.key)):
             lineage = lineage._replace(state=alert(run, lineage, outcome))
-            kept = self.attempt(lambda: self.keep(lineage, result))
-            if not kept and self.failure is not failure:
-                run.report.problem(self.place.name, "not recorded: %s" % self.failure, "see to it")
+            try:
+                self.keep(lineage, result)
+            except (Failure, OSError) as error:
+                run.report.problem(self.place.name, "not recorded: %s" % error, "see to the disk")
         return lineage, outcome
+
+    def recall(self):
+        """Return what the state alone remembers of a lineage whose files cannot be used."""
+        return load_record(self.place)
 
     def keep(self, lineage, result):
         """Write the state where it changed, else only its time."""
@@ -3627,18 +3513,29 @@ class Crossing:
         return True
 
 
+def _in_turn(crossings, network):
+    """Yield crossings in order; one whose upstream keeps it waiting lets the others go first."""
+    patience = time.monotonic() + PATIENCE
+    while crossings:
+        late = []
+        for crossing in crossings:
+            if crossing.number is None or network.has(crossing.number, max(
+                    0, patience - time.monotonic())):
+                yield crossing
+            else:
+                late.append(crossing)
+        if len(late) == len(crossings):
+            network.has(None, 0.2)
+        crossings = late
+
+
 def ferry_all(run, places):
     """Return [(Lineage or None, Outcome)] of many lineages, in order.
 
     All first exchanges are under way before the first answer is judged.
     """
     crossings, pairs = [], []
-    if not run.dry_run:
-        for folder in ("archive", "certferry"):
-            for path in remove_litter("%s/%s" % (run.config, folder)):
-                run.report.problem("", "removed what an interrupted run left: " + path,
-                                   kind="warning")
-    for place in places:
+    for place in sorted(set(places)):
         crossing = Crossing(run, place)
         crossing.attempt(crossing.prepare)
         if run.command == "renew" and crossing.lineage and (
@@ -3648,9 +3545,8 @@ def ferry_all(run, places):
         if not crossing.failure and run.command != "rollback":
             crossing.begin()
         crossings.append(crossing)
-    for position, crossing in enumerate(crossings, 1):
+    for position, crossing in enumerate(_in_turn(crossings, run.network), 1):
         run.report.step(position, len(crossings), crossing.place.name)
-        started = time.monotonic()
         if run.command == "rollback":
             if not crossing.failure:
                 crossing.attempt(crossing.roll_back)
@@ -3660,22 +3556,20 @@ def ferry_all(run, places):
         else:
             pairs.append(crossing.ferry())
         run.report.outcome(pairs[-1][1])
-        run.report.detail(crossing.place.name, "done (%.3f s)" % (time.monotonic() - started))
     run.report.clear()
     return pairs
 
 
 def post_hooks(run, pairs):
-    """Run certbot's post hooks once where something was deployed; say whether all succeeded."""
+    """Run certbot's post hooks once where something was deployed."""
     names = {"RENEWED_DOMAINS": [], "FAILED_DOMAINS": []}
     for _, outcome in pairs:
         if outcome.fresh or outcome.result in ("failed", "refused"):
             names["RENEWED_DOMAINS" if outcome.fresh else "FAILED_DOMAINS"].extend(
                 outcome.version.leaf.domains if outcome.version else (outcome.name,))
-    if run.dry_run or not any(outcome.fresh for _, outcome in pairs):
-        return True
-    variables = {key: " ".join(domains) for key, domains in names.items()}
-    return run_hooks(run, hook_files(run.config, "post"), variables, "post")
+    if names["RENEWED_DOMAINS"] and not run.dry_run:
+        run_hooks(run, hook_files(run.config, "post"), {
+            key: " ".join(domains) for key, domains in names.items()})
 
 
 def inspect(place, now):
@@ -3688,9 +3582,10 @@ def inspect(place, now):
         if current and lineage.key and state.key != key_record(lineage.key,
                                                                current.leaf.public_key):
             public = public_half(read_file(lineage.key, MAX_KEY), True)
-            misfit = public not in (current.leaf.public_key, leaf_public_key(current.leaf.der))
+            misfit = not fits(public, current.leaf)
         for path in staged_keys(place):
-            lines.append("staged key %s" % describe_key(public_half(read_file(path, MAX_KEY), True)))
+            public = public_half(read_file(path, MAX_KEY), True)
+            lines.append("staged key %s" % describe_key(public))
         if current and current.leaf.lifetime <= 10 * DAY:
             lines.append("lives %d days: let the timer run hourly (systemctl edit certferry.timer)"
                          % (current.leaf.lifetime // DAY))
@@ -3707,16 +3602,14 @@ def inspect(place, now):
 
 
 def write_metrics(path, pairs, places, now, started, report):
-    """Write the metrics of a run, the lineages that were not in it from disk; say whether it went."""
+    """Write the metrics of a run, and of the other lineages from disk."""
     names = {outcome.name for _, outcome in pairs}
     pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
     pairs.sort(key=lambda pair: pair[1].name)
     try:
         write_file(path, format_metrics(pairs, time.monotonic() - started), 0o644)
-        return True
     except OSError as error:
         report.problem("", "metrics: %s" % storage_failure(error), "look at --metrics")
-        return False
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3828,27 +3721,38 @@ def _nearest(word):
     return _HABITS.get(word) or (difflib.get_close_matches(word, COMMANDS, 1, 0) or COMMANDS)[0]
 
 
-def parse_arguments(arguments):
-    """Return (options, command or "", [NAME], {remembered key: texts}); Usage for what is wrong."""
-    options, words = _parse_words(arguments)
-    changes = {key: texts for key, texts in vars(options).items() if key in REMEMBERED and texts}
-    command = words[0] if words[:1] and words[0] in COMMANDS else "crossing" if words else ""
+def _absolute(key, text):
+    """Return an option's value, a path in it absolute: the timer starts in another folder."""
+    if key == "from" and text.startswith("file:"):
+        return "file:" + os.path.abspath(text[5:]) if text[5:] else text
+    return os.path.abspath(text) if key == "ca-file" and text else text
+
+
+def command_of(words):
+    """Return the command that the words begin with: crossing for a NAME, "" without any."""
+    first = [word for word in words if not word.startswith("-")][:1]
+    return "".join(first if first and first[0] in COMMANDS else ["crossing"] * bool(words))
+
+
+def parse_names(words, command, changes):
+    """Return [NAME] of the words after a command; Usage for what is none. *.NAME adds a domain."""
     names = []
-    for word in words[command in COMMANDS:]:
+    for word in words:
         if word.startswith("-"):
-            raise Usage("unknown option %s: did you mean certferry %s? certferry --help lists all" % (
-                plain(word, 60), _nearest(word)))
+            raise Usage("unknown option %s: did you mean certferry %s? certferry --help lists all"
+                        % (plain(word, 60), _nearest(word)))
         wildcard = command == "crossing" and word.startswith("*.")
         try:
-            names.append(host_name(word[2 * wildcard:]))
-            if "." not in names[-1] and not is_address(names[-1]):
-                raise ValueError
+            if word != command or names:
+                names.append(host_name(word[2 * wildcard:]))
+                if "." not in names[-1] and not is_address(names[-1]):
+                    raise ValueError
         except ValueError:
             raise Usage("%s is no host name and no command: did you mean certferry %s?" % (
                 plain(word, 60), _nearest(word)))
         if wildcard:
             changes["domain"] = changes.get("domain", []) + ["*." + names[-1]]
-    return options, command, names, changes
+    return names
 
 
 def check_arguments(options, command, names, changes):
@@ -3889,11 +3793,9 @@ def jitter_delay(seconds, host_id=None):
 def _read_key_option(value):
     """Return the PEM bytes that --key names; Failure where they cannot be read."""
     try:
-        if value == "-":
-            return sys.stdin.buffer.read(MAX_KEY)
-        with open(value, "rb") as file:
+        with open(0 if value == "-" else value, "rb", closefd=value != "-") as file:
             return file.read(MAX_KEY)
-    except (OSError, AttributeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise Failure("no-key", "--key %s: %s" % (value, getattr(error, "strerror", None) or error),
                       "give a PEM file, or - for standard input")
 
@@ -3929,9 +3831,12 @@ def start_timer(run):
                            "systemctl enable --now certferry.timer")
     elif not (default and os.path.exists("/etc/cron.d/certferry")):
         script = os.path.realpath(sys.argv[0])
-        run.report.line("no timer was started: for cron: 23 5,17 * * * %s%s renew -q --jitter 39600%s"
-                        % ("" if os.access(script, os.X_OK) else sys.executable + " ", script,
-                           "" if default else " --config-dir " + run.config))
+        words = ([] if os.access(script, os.X_OK) else [sys.executable]) + [
+            script, "renew", "--jitter", "43200", "-q"]
+        words += [] if default else ["--config-dir", run.config]
+        run.report.line("no timer was started: for cron: 17 1,13 * * * " + " ".join(
+            word if re.match(r"[\w./@=+-]+\Z", word) else "'%s'" % word.replace(
+                "'", "'\\''").replace("%", "\\%") for word in words))
     return False
 
 
@@ -3955,12 +3860,16 @@ def _open_config(run, options):
     """Hold the config dir, made for a first key; return the Run with what is read before work."""
     pem = _read_key_option(options.key) if options.key else None
     run = run._replace(pem=pem)
-    if not os.path.isdir(run.config):
+    if not os.path.lexists(run.config):
+        if run.command != "crossing":
+            raise Failure(None, "there is no %s" % run.config, "certferry NAME sets it up")
         if pem is None or run.dry_run:
             return run
         make_folder(run.config)
     check_folder(run.config)
     lock(run.config)
+    run = run._replace(litter=find_litter(run.config + "/archive") + find_litter(
+        run.config + "/certferry"))
     path = run.config + "/certferry/environment"
     if not os.path.lexists(path):
         return run
@@ -3970,7 +3879,7 @@ def _open_config(run, options):
 
 
 def _run_ferry(run, names, options):
-    """Do what was asked; return ([(Lineage or None, Outcome)], whether the rest went well)."""
+    """Do what was asked; return [(Lineage or None, Outcome)]."""
     started, every = time.monotonic(), None
     places = [Place(run.config, name) for name in names]
     try:
@@ -3982,14 +3891,14 @@ def _run_ferry(run, names, options):
                 run.report.problem(name, notice, kind="warning")
             places = places or every
         pairs = ferry_all(run, places)
-        sound = post_hooks(run, pairs)
+        post_hooks(run, pairs)
         if every is not None and metrics and not run.dry_run:
-            sound = write_metrics(metrics, pairs, every, run.now, started, run.report) and sound
+            write_metrics(metrics, pairs, every, run.now, started, run.report)
         if run.command == "crossing" and not (options.no_timer or run.dry_run) and (
                 pairs[0][1].result in WELL + SOUND):
             lineage, outcome = pairs[0]
             pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
-        return pairs, sound
+        return pairs
     except (Failure, OSError) as error:
         failure = error if isinstance(error, Failure) else storage_failure(error)
     pairs = [(None, Outcome(place.name, failure.result, failure.reason, str(failure), failure.hint,
@@ -3998,13 +3907,18 @@ def _run_ferry(run, names, options):
         run.report.outcome(outcome)
     if not pairs:
         run.report.problem("", failure, failure.hint)
-    return pairs, False
+    return pairs
 
 
 def main(arguments):
     """Do what the command line asks; return the exit status."""
+    command = "status" if "status" in arguments else ""  # as far as is known by now
     try:
-        options, command, names, changes = parse_arguments(arguments)
+        options, words = _parse_words(arguments)
+        command = command_of(words)
+        changes = {key: [_absolute(key, text) for text in texts]
+                   for key, texts in vars(options).items() if key in REMEMBERED and texts}
+        names = parse_names(words, command, changes)
         if options.version or options.help:
             Reporter().line("certferry " + __version__ if options.version else
                             HELP.get(command, HELP[""]).rstrip())
@@ -4015,7 +3929,7 @@ def main(arguments):
         check_arguments(options, command, names, changes)
     except Usage as error:
         Reporter().problem("", error)
-        return 3 if "status" in arguments else 2
+        return 3 if command == "status" else 2
     if options.jitter:
         time.sleep(jitter_delay(int(options.jitter)))
     now, config = int(time.time()), os.path.abspath(options.config_dir or CONFIG_DIR)
@@ -4023,14 +3937,15 @@ def main(arguments):
     if command == "status":
         return _run_status(config, names, options, now, report)
     network = Network()
+    run = Run(config, dict(os.environ), now, command, options.dry_run, options.force, network,
+              report, changes, None, ())
     try:
-        pairs, sound = _run_ferry(Run(config, dict(os.environ), now, command, options.dry_run,
-                                      options.force, network, report, changes, None), names, options)
+        pairs = _run_ferry(run, names, options)
     finally:
         network.close()
     if options.json:
         report.document([as_object(outcome) for _, outcome in pairs], options.dry_run)
-    return 0 if sound and all(outcome.result in WELL for _, outcome in pairs) else 1
+    return 1 if report.failed else 0
 
 
 if __name__ == "__main__":

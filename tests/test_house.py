@@ -57,7 +57,7 @@ STANDARD_LIBRARY = """
     datetime encodings errno fcntl fnmatch functools glob grp hashlib heapq hmac http io ipaddress
     itertools json locale math operator os platform pwd queue random re resource secrets select
     selectors shlex shutil signal socket ssl stat string struct subprocess sys syslog tempfile
-    textwrap threading time traceback types unicodedata urllib""".split()
+    difflib textwrap threading time traceback types unicodedata urllib""".split()
 
 # Debian's python3-minimal has none of these: imported at the top they would stop everything there.
 NOT_IN_MINIMAL = """
