@@ -1231,7 +1231,7 @@ def _by_module(job, family, where, deadline, way):
             # s_client tells a server that has shown a certificate first from one that has not
             return _by_command(job, where, deadline, way), True
     if chain is not None or checksum(leaf) == int(job.known or 0):
-        return [leaf] + (chain or []), chain is not None
+        return [leaf] + [der for der in chain or [] if der != leaf], chain is not None
     for _ in range(3):  # a pool, or a rotation between the two handshakes
         certificates = _show_certificates(job, where, deadline, way)[1]
         if certificates[:1] == [leaf]:
@@ -2053,10 +2053,19 @@ def _hidden(path):
     return "%s/.%s%s" % (folder, name.lstrip("."), LITTER)
 
 
+def _replace(path):
+    """Let what was made under the temporary name take the place of `path`."""
+    try:
+        os.rename(_hidden(path), path)
+    except OSError:
+        os.unlink(_hidden(path))
+        raise
+
+
 def write_file(path, data, mode=0o600):
     """Replace a file in one rename by one that is complete and synced."""
     _create(_hidden(path), data, mode)
-    os.rename(_hidden(path), path)
+    _replace(path)
     _sync(os.path.dirname(path))
 
 
@@ -2065,11 +2074,11 @@ def _set_link(target, path):
     if os.path.lexists(_hidden(path)):
         os.unlink(_hidden(path))
     os.symlink(target, _hidden(path))
-    os.rename(_hidden(path), path)
+    _replace(path)
 
 
 def make_folder(path, mode=None):
-    """Make a folder with the mode of its parent, closed to other writers; or check the one there."""
+    """Make a folder with the mode of its parent, closed to other writers; or check it."""
     if not os.path.lexists(path):
         os.mkdir(path, 0o700)
         parent = os.path.dirname(path)
@@ -2240,7 +2249,7 @@ def _stage_version(place, number, before, members, key, link):
         key, link = target, False
         if old:
             _copy_key(key, _hidden(target), old)
-            os.rename(_hidden(target), target)
+            _replace(target)
     elif link and _label(key) == _label(place.archive):
         try:
             os.link(key, target, follow_symlinks=False)
@@ -2462,7 +2471,7 @@ def restore_key(lineage):
             try:
                 if public_half(read_file(path, MAX_KEY), True) == current.leaf.public_key:
                     _copy_key(path, _hidden(target), path)
-                    os.rename(_hidden(target), target)
+                    _replace(target)
                     _sync(current.folder)
                     return True
             except (FileNotFoundError, ValueError):
@@ -2923,8 +2932,8 @@ def run_hooks(run, hooks, variables, name=""):
     for hook in hooks:
         wrong, _ = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
         if wrong:
-            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), "run it by hand: it "
-                               "is not tried again", "warning" if name else "problem")
+            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), (
+                "run it by hand: it is not tried again"), "warning" if name else "problem")
 
 
 def alert(run, lineage, outcome):
@@ -3047,7 +3056,8 @@ class Crossing:
         first = self.lineage.key is None
         self.added = key if self.run.dry_run else stage_key(self.place, key.pem, public, first)
         self.keys[public], self.changed = self.added, True
-        self.lines.append("%s  %s" % ("private key" if first else "staged key ", describe_key(public)))
+        self.lines.append("%s  %s" % (
+            "private key" if first else "staged key ", describe_key(public)))
         if first and not self.run.dry_run:
             self.lineage = self.lineage._replace(key=self.added)
 

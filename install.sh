@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-554637ff5605441b6f556d3ad7409677a3beb45396b99f1405c038c8f036e1a7  certferry.py
+ceb940ccc94b94a506fab3453c7dbfd9983d2bbcf4fa862c0206e98561993494  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
