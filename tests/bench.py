@@ -477,6 +477,7 @@ def one_lineage(bench):
     _try(table, "rsync over ssh", ["rsync", "ssh", "sshd", "ssh-keygen"],
          lambda: _beside_rsync(bench, beside))
     _try(table, "dehydrated", ["dehydrated", "curl"], lambda: _beside_dehydrated(bench, beside))
+    table.miss("lego", "not measured: no recipe yet for an account without a server")
     peaks = [memory(renew) for _ in range(bench.rounds(8))]
     _memory_row(table, "one lineage, peak memory", peaks, "24 MiB")
 

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import json
 import os
 import queue
@@ -40,12 +41,18 @@ CALLS = [
 TRACE = "trace=" + ",".join("?" + call for call in CALLS)
 FAULTS = ("signal=SIGKILL", "error=ENOSPC", "error=EIO")
 
+# What ends the names of files that are under way, to aim at the one rename.
+LITTER = re.search('^LITTER = "(.*?)"', world.read(world.CERTFERRY).decode(), re.M).group(1)
+CURRENT = "live/{}/.current{}".format(NAME, LITTER)
+STAGED = "archive/.{}@2{}".format(NAME, LITTER)
+STATE = "certferry/.{}.state{}".format(NAME, LITTER)
+
 needs_root = unittest.skipIf(os.geteuid(), "needs root")
 
 Scene = collections.namedtuple("Scene", "name folder arguments before after")
 Scene.__doc__ = """What is swept: a config dir to start from, and the command that is disturbed.
 
-before and after are what readers may see: lists of sets as read_set() returns them.
+before (a list) and after are the sets that readers may see, as read_set() returns them.
 """
 
 Point = collections.namedtuple("Point", "scene fault call number expected")
@@ -472,10 +479,9 @@ class Overtaken(FaultCase):
                     downstream, self.crossing(offer), "-e", "trace=rename", "-e",
                     "inject=rename:signal=SIGSTOP:when=1", *only([os.path.join(
                         downstream.config, CURRENT)]))
-                stopped = world.eventually(lambda: re.search(
-                    "^([0-9]+) .*stopped by SIGSTOP", world.read(log).decode(), re.M), 30)
+                stopped = world.eventually(functools.partial(self._find_stopped, log), 30)
                 downstream.key(NAME, other)
-                os.kill(int(stopped.group(1)), signal.SIGCONT)
+                os.kill(stopped, signal.SIGCONT)
                 result, _ = finish(process, log)
                 self.assert_no_traceback(result)
                 self.assertIn(downstream.run(*self.crossing(offer)).status, (0, 1))
@@ -485,6 +491,11 @@ class Overtaken(FaultCase):
                          if re.match("privkey-.*[.]pem$", name)]
                 self.assertEqual([world.public_key(other.key)], [
                     world.public_key(downstream.live(NAME, name)) for name in names])
+
+    @staticmethod
+    def _find_stopped(log):
+        found = re.search("^([0-9]+) .*stopped by SIGSTOP", world.read(log).decode(), re.M)
+        return found and int(found.group(1))
 
     def _prepare(self, downstream, case):
         if case == "rotation":

@@ -76,7 +76,7 @@ class VersionsCase(unittest.TestCase):
 
     def install(self, count=1, key=None):
         """That many versions, one after the other, of one key; the last Credential."""
-        for turn in range(count):
+        for _ in range(count):
             credential = self.offer(self.issue(key))
             if not os.path.lexists(self.downstream.live(NAME, ".current")):
                 self.downstream.key(NAME, credential)
