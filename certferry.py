@@ -327,19 +327,24 @@ REMEMBERED = collections.OrderedDict((
 ))
 
 
+NO_OPTIONS = Options(*[default for _, default, _ in REMEMBERED.values()])
+_FIELDS = dict(zip(REMEMBERED, Options._fields))
+
+
 def parse_options(given):
     """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong)."""
-    values = []
-    for key, (parse, default, repeats) in REMEMBERED.items():
-        texts = given.get(key)
+    values = {}
+    for key, texts in given.items():
+        parse, _, repeats = REMEMBERED[key]
         try:
-            if texts and len(texts) > 1 and not repeats:
+            if len(texts) > 1 and not repeats:
                 raise ValueError("it takes one value")
-            parsed = tuple(parse(text) for text in texts or ())
+            parsed = tuple(parse(text) for text in texts)
         except ValueError as error:
             raise ValueError(key, plain(error))
-        values.append(default if not parsed else parsed if repeats else parsed[0])
-    return Options(*values)
+        if parsed:
+            values[_FIELDS[key]] = parsed if repeats else parsed[0]
+    return NO_OPTIONS._replace(**values)
 
 
 def merge_options(given, changes):
@@ -374,7 +379,7 @@ def _read_sections(text, path, shift=0):
 
 
 def parse_conf(text, path):
-    """Return {key: [text, ...]} of a NAME.conf; Failure with file and line where it is wrong."""
+    """Return ({key: [text, ...]}, Options) of a NAME.conf; Failure with file and line if wrong."""
     sections = _read_sections("[lineage]\n" + text, path, 1)
     given = {key: texts for key, texts in sections.pop("lineage", {}).items() if texts}
     wrong = [("[" + section, "a conf has no sections") for section in sections]
@@ -382,8 +387,7 @@ def parse_conf(text, path):
               for key in given if key not in REMEMBERED]
     try:
         if not wrong:
-            parse_options(given)
-            return given
+            return given, parse_options(given)
     except ValueError as error:
         wrong = [(error.args[0], "%s: %s" % error.args)]
     key, what = wrong[0]
@@ -2012,14 +2016,20 @@ def real_path(place, path):
     return real
 
 
+def _flush(descriptor, path):
+    """Make what an open file or folder holds durable; an OSError names it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = path
+        raise
+
+
 def _sync(path):
     """Make what a folder lists durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        error.filename = path  # it tells none
-        raise
+        _flush(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -2045,7 +2055,7 @@ def _create(path, data, mode, like=None):
             file.write(data)
             file.flush()
             _dress(descriptor, like or os.fstat(descriptor), mode)
-            os.fsync(descriptor)
+            _flush(descriptor, path)
     except OSError as error:
         error.filename = error.filename or path  # write() tells none
         os.unlink(path)
@@ -2152,7 +2162,7 @@ def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
     make_folder(place.records, 0o700)
     text = read_text(place.conf) if os.path.lexists(place.conf) else ""
-    edited = edit_conf(text, parse_conf(text, place.conf), given)
+    edited = edit_conf(text, parse_conf(text, place.conf)[0], given)
     write_file(place.conf, edited.encode("utf-8", "surrogateescape"))
 
 
@@ -2268,7 +2278,7 @@ def _stage_version(place, number, before, members, key, link):
     try:
         _dress(descriptor, like if before and before.number else os.fstat(descriptor),
                stat.S_IMODE(like.st_mode) & 0o2755)
-        os.fsync(descriptor)
+        _flush(descriptor, folder)
     finally:
         os.close(descriptor)
     return folder
@@ -2842,7 +2852,7 @@ def load_record(place):
 
     A damaged state is a notice and counts as none: what it held is found out again.
     """
-    lineage = Lineage(place, None, parse_options({}), NO_STATE, None, None, None, ())
+    lineage = Lineage(place, None, NO_OPTIONS, NO_STATE, None, None, None, ())
     if not os.path.lexists(place.state):
         return lineage
     check_folder(place.records)
@@ -2858,10 +2868,11 @@ def load_lineage(place):
     for folder in (place.config + "/live", place.live, place.records, place.archive):
         if os.path.lexists(folder):
             check_folder(folder)
-    given = parse_conf(read_text(place.conf), place.conf) if os.path.lexists(place.conf) else None
+    given, options = parse_conf(read_text(place.conf), place.conf) if os.path.lexists(
+        place.conf) else (None, NO_OPTIONS)
     current = find_current(place)
-    return load_record(place)._replace(given=given, options=parse_options(given or {}),
-                                       current=current, key=find_key(place, current))
+    return load_record(place)._replace(given=given, options=options, current=current,
+                                       key=find_key(place, current))
 
 
 def discover(config):

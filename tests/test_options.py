@@ -155,7 +155,7 @@ class Conf(unittest.TestCase):
         for what, text, wanted in self.GOOD:
             with self.subTest(what):
                 self.assertEqual(wanted, {key: list(texts) for key, texts in
-                                          certferry.parse_conf(text, "x.conf").items()})
+                                          certferry.parse_conf(text, "x.conf")[0].items()})
 
     def test_bad(self):
         """File and line, what is wrong, on one printable line."""
@@ -181,7 +181,7 @@ class Conf(unittest.TestCase):
         for key, texts in good.items():
             for text in texts.split():
                 self.assertEqual({key: [text]},
-                                 certferry.parse_conf("{} = {}\n".format(key, text), "x"))
+                                 certferry.parse_conf("{} = {}\n".format(key, text), "x")[0])
         for key, texts in bad.items():
             for text in texts.split():
                 with self.subTest(key + " " + text), self.assertRaises(certferry.Failure):
@@ -200,7 +200,7 @@ class Conf(unittest.TestCase):
             with self.subTest(what):
                 after = {key: texts for key, texts in dict(given, **changes).items() if texts}
                 edited = certferry.edit_conf(text, given, after)
-                self.assertEqual(after, certferry.parse_conf(edited, "x"))
+                self.assertEqual(after, certferry.parse_conf(edited, "x")[0])
                 for comment in ("# the fleet\n", "# spare, in the cellar\n", "# quick\n"):
                     self.assertIn(comment, edited)
                 if not changes:
@@ -210,7 +210,7 @@ class Conf(unittest.TestCase):
     def test_edit_without_a_last_line_end(self):
         """What an editor left open does not run into what is added."""
         edited = certferry.edit_conf("from = up", {"from": ["up"]}, {"from": ["up"], "sni": ["a"]})
-        self.assertEqual({"from": ["up"], "sni": ["a"]}, certferry.parse_conf(edited, "x"))
+        self.assertEqual({"from": ["up"], "sni": ["a"]}, certferry.parse_conf(edited, "x")[0])
 
     def test_a_new_file(self):
         """One value on the key's line, several below it."""
