@@ -1262,11 +1262,13 @@ def _ask_address(job, family, where, deadline):
 
 def _refusal(failure, address=""):
     """Return the Answer that tells a Failure."""
-    return Answer(failure.reason or "unreachable", str(failure), failure.hint, address, "", b"")
+    return Answer(failure.reason or "none", str(failure), failure.hint, address, "", b"")
 
 
 def _failure_in(answer, where=""):
     """Return the Failure that an Answer of another process tells."""
+    if answer.reason == "none":  # this host lacks something
+        return Failure(None, answer.detail, answer.hint)
     known = answer.reason in ("unreachable", "timeout", "unproven", "malformed", "rehearsal")
     return Failure(answer.reason if known else "malformed", where + answer.detail, answer.hint)
 
@@ -1824,11 +1826,10 @@ def _key_rule(evidence, wanted, now):
     if public in wanted.rolled_keys:
         return Verdict("rolled-back", "%s offers a certificate for the key that was rolled back "
                        "from" % source, again)
-    if carried is None and public not in wanted.keys:
-        return _mismatch(evidence, wanted, now)
-    return fingerprint(public) in wanted.retired and Verdict(
-        "key-mismatch", "%s has a certificate for a key that was retired here (%s)" % (
-            source, describe_key(public)), again)
+    if fingerprint(public) in wanted.retired:
+        return Verdict("key-mismatch", "%s has a certificate for a key that was retired here (%s)"
+                       % (source, describe_key(public)), again)
+    return None if carried or public in wanted.keys else _mismatch(evidence, wanted, now)
 
 
 def _names_rule(evidence, wanted, _):
@@ -1955,9 +1956,10 @@ def health_of(lineage, now, misfit=False):
             return health, ends
     if state.owed or state.unserved:
         return "warning", "has something pending"
-    if not is_confirmed(lineage, now):
-        return "warning", "was not confirmed by its source since %s" % (
-            iso_time(last_good(lineage, now)) or "ever")
+    if options.enabled == "yes" and not is_confirmed(lineage, now):
+        good = iso_time(last_good(lineage, now))
+        return "warning", "was not confirmed by its source since %s" % good if good else (
+            "was never confirmed by its source")
     return "due" if now >= due_time(leaf) else "ok", ends
 
 
@@ -2200,22 +2202,29 @@ def load_versions(place):
                                     for number in version_numbers(place)) if version]
 
 
-def find_current(place):
-    """Return the Version in service: through .current, else loose files in live/NAME, or None."""
-    try:
-        target = os.readlink(place.pointer)
-    except OSError:
-        full, cert, chain = (real_path(place, "%s/%s" % (place.live, name))
-                             for name in ("fullchain.pem", "cert.pem", "chain.pem"))
-        return _load(None, place.live, [full] if os.path.lexists(full) else [cert, chain] if (
-            os.path.lexists(chain)) else [cert])
+def pointed_number(place):
+    """Return the number of the version that .current points to, 0 without one; or Failure."""
+    if not os.path.islink(place.pointer):
+        return 0
+    target = os.readlink(place.pointer)
     folder, _, name = target.rpartition("/")
     name, _, number = name.rpartition("@")
     if name != place.name or not number.isdigit() or folder != "../../archive" and os.path.realpath(
             "%s/%s" % (place.live, folder)) != os.path.realpath(place.archive):
-        raise Failure(None, "%s points to %s, which is no version" % (place.pointer, plain(target)),
-                      "remove it")
-    return load_version(place, int(number))
+        raise Failure(None, "%s points to %s, which is no version of it" % (
+            place.pointer, plain(target)), "point it to one, or move it away")
+    return int(number)
+
+
+def find_current(place):
+    """Return the Version in service: through .current, else loose files in live/NAME, or None."""
+    number = pointed_number(place)
+    if not number:
+        full, cert, chain = (real_path(place, "%s/%s" % (place.live, name))
+                             for name in ("fullchain.pem", "cert.pem", "chain.pem"))
+        return _load(None, place.live, [full] if os.path.lexists(full) else [cert, chain] if (
+            os.path.lexists(chain)) else [cert])
+    return load_version(place, number)
 
 
 def find_key(place, current):
@@ -2266,7 +2275,7 @@ def _stage_version(place, number, before, members, key, link):
         if old:
             _copy_key(key, _hidden(target), old)
             _replace(target)
-    elif link and _label(key) == _label(place.archive):
+    elif link and "@" not in os.path.dirname(key) and _label(key) == _label(place.archive):
         try:
             os.link(key, target, follow_symlinks=False)
         except OSError:
@@ -2440,8 +2449,7 @@ def remove_unfinished(lineage, litter):
     found = find_litter(place.live) + [path for path in litter if os.path.basename(
         path).startswith((".%s@" % place.name, ".%s." % place.name))]
     remove_litter(found)
-    if number > ((lineage.current.number or 0) if lineage.current else 0) and os.path.isdir(
-            place.version(number)):
+    if number > pointed_number(place) and os.path.isdir(place.version(number)):
         _remove_folder(place.version(number))
         found.append(place.version(number))
     return found
@@ -2479,20 +2487,38 @@ def link_again(place, mended):
 
 
 def restore_key(lineage):
-    """Put back the key of the current version from another one that fits; say whether one did."""
-    current = lineage.current
-    for version in load_versions(lineage.place):
-        path, target = version.folder + "/privkey.pem", current.folder + "/privkey.pem"
-        if version.number != current.number and version.leaf.public_key == current.leaf.public_key:
-            try:
-                if public_half(read_file(path, MAX_KEY), True) == current.leaf.public_key:
-                    _copy_key(path, _hidden(target), path)
-                    _replace(target)
-                    _sync(current.folder)
-                    return True
-            except (FileNotFoundError, ValueError):
-                pass
+    """Put back the key of the current version: another version's, or a staged one, that fits it;
+    say whether one did."""
+    current, target = lineage.current, lineage.current.folder + "/privkey.pem"
+    paths = [version.folder + "/privkey.pem" for version in load_versions(lineage.place)
+             if version.number != current.number
+             and version.leaf.public_key == current.leaf.public_key]
+    for path in paths + staged_keys(lineage.place):
+        try:
+            if public_half(read_file(path, MAX_KEY), True) == current.leaf.public_key:
+                _copy_key(path, _hidden(target), path if path in paths else target)
+                _replace(target)
+                _sync(current.folder)
+                return True
+        except (FileNotFoundError, ValueError, Failure):
+            pass
     return False
+
+
+def mend_certificates(current):
+    """Make cert.pem and chain.pem of the current version again where they are not what its
+    fullchain.pem says; return the paths."""
+    mended = []
+    for name, ders in (("cert.pem", [current.leaf.der]), ("chain.pem", list(current.chain))):
+        path = "%s/%s" % (current.folder, name)
+        try:
+            sound = read_pem(read_file(path, MAX_OFFER))[0] == ders
+        except (ValueError, FileNotFoundError):
+            sound = False
+        if not sound:
+            write_file(path, to_pem(ders), 0o644)
+            mended.append(path)
+    return mended
 
 
 def remove_key(path):
@@ -2603,7 +2629,8 @@ def alert_wanted(state, health, now):
     """Say whether alert hooks have to run: at a turn to, within or from bad health, and daily."""
     bad = ("warning", "critical", "unknown")
     if health in bad:
-        return state.told != health or state.told_at is None or not 0 <= now - state.told_at < DAY
+        # a timer's accuracy must not make it a day and a half
+        return state.told != health or not 0 <= now - (state.told_at or 0) < DAY - 600
     return state.told in bad
 
 
@@ -2633,6 +2660,7 @@ class Reporter:
     def __init__(self, quiet=False, verbose=False, as_json=False, now=0):
         """Look whether it is the journal that reads: then lines carry priorities."""
         self.quiet, self.verbose, self.as_json, self.now = quiet, verbose, as_json, now
+        self.mark = ""  # what is said after a result: that it is a dry run
         self.progress, self.failed, journal = False, False, os.environ.get("JOURNAL_STREAM")
         info = os.fstat(2) if journal else None
         self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
@@ -2684,7 +2712,9 @@ class Reporter:
             sys.stderr.flush()
 
     def pass_on(self, data):
-        """Pass a hook's output on."""
+        """Pass a hook's output on; what a quiet run needs of it stands in its problem's line."""
+        if self.quiet:
+            return
         stream = sys.stderr if self.as_json else sys.stdout
         try:
             stream.flush()
@@ -2695,8 +2725,8 @@ class Reporter:
     def outcome(self, outcome):
         """Write the result of one lineage, or its problem; warnings are a problem that can wait."""
         name, result = outcome.name, outcome.result
-        if result in ("installed", "unchanged", "not-due", "pending", "deferred"):
-            self.line("%s: %s: %s" % (name, result, describe(outcome, self.now)))
+        if result in WELL + SOUND:
+            self.line("%s: %s: %s%s" % (name, result, describe(outcome, self.now), self.mark))
             for line in outcome.lines:
                 self.line("  " + line)
         if result in ("refused", "failed", "pending", "deferred"):
@@ -2743,7 +2773,7 @@ _METRICS = (  # name, what it is, its value from (lineage, outcome, seconds of t
     ("pending", "1 while a hook or a service that must show the new leaf is waited for.",
      lambda lineage, outcome: int(bool(lineage and (
          lineage.state.owed or lineage.state.unserved)))),
-    ("upstream_not_after_timestamp_seconds", "When the certificate that was offered last expires.",
+    ("upstream_not_after_timestamp_seconds", "When the certificate accepted last expires.",
      lambda lineage, outcome: lineage and lineage.state.upstream_not_after))
 
 
@@ -2770,6 +2800,8 @@ def _status_sentence(lineage, outcome):
         text += ": %s %s for %d runs: %s since %s" % (
             state.source or "its source", state.result, state.runs, state.reason,
             (iso_time(state.since) or "?")[:10])
+    elif state.result in ("installed", "unchanged") and outcome.why.startswith("expires"):
+        text += ": %s still offers the same certificate" % state.source
     return text
 
 
@@ -2884,9 +2916,12 @@ def discover(config):
     for place in (Place(config, name) for name in sorted(confs.union(names))):
         name, here = place.name, os.path.isdir(place.live)
         try:
-            valid = host_name(name) == name
+            valid = host_name(name) == name and ("." in name or is_address(name))
         except ValueError:
             valid = False
+        if os.path.islink(place.live) and os.path.dirname(os.path.realpath(
+                place.live)) == os.path.realpath(config + "/live"):
+            continue  # an administrator's other name for a lineage
         if not valid or here and os.stat(place.live).st_uid not in (0, os.geteuid()):
             if here or name in confs:  # not certbot's README
                 notices.append((plain(name, 80), "skipped: it %s" % (
@@ -2945,12 +2980,16 @@ def _parse_offer(offer):
 
 
 def run_hooks(run, hooks, variables, name=""):
-    """Run hooks that are not tried again: alert hooks of a lineage, post hooks of a run."""
+    """Run hooks that are not tried again, alert or post hooks; say whether any started."""
+    started = False
     for hook in hooks:
-        wrong, _ = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
+        wrong, seconds = run_hook(hook, run.config, run.environment, variables,
+                                  run.report.pass_on)
+        started = started or seconds > 0
         if wrong:
             run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), (
                 "run it by hand: it is not tried again"), "warning" if name else "problem")
+    return started
 
 
 def alert(run, lineage, outcome):
@@ -2965,8 +3004,9 @@ def alert(run, lineage, outcome):
         "CERTFERRY_DETAIL": plain(outcome.message or outcome.why),
         "CERTFERRY_NOT_AFTER": iso_time(leaf.not_after) if leaf else "",
         "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}
-    run_hooks(run, hooks, variables, outcome.name)
-    return state._replace(told=outcome.health, told_at=run.now)
+    if run_hooks(run, hooks, variables, outcome.name):
+        return state._replace(told=outcome.health, told_at=run.now)
+    return state
 
 
 def fits(public_key, leaf):
@@ -2986,7 +3026,7 @@ class Crossing:
         self.run, self.place, self.lineage, self.failure = run, place, None, None
         self.state, self.decision, self.fresh, self.changed = NO_STATE, None, False, False
         self.keys, self.added, self.number, self.served = None, None, None, []
-        self.misfit, self.lines, self.due = False, [], True
+        self.misfit, self.lines, self.due, self.waits, self.skipped = False, [], True, False, False
 
     def attempt(self, step):
         """Do a step and return what it returns, or None where it failed."""
@@ -3016,6 +3056,14 @@ class Crossing:
                 "your servers read), then the same command again" % place.renewal))
         self.lineage = load_lineage(place)
         self.state = self.lineage.state
+        if run.command != "crossing" and self.lineage.given is None and not os.path.lexists(
+                place.pointer) and (self.lineage.current or not self.lineage.key):
+            words = "is another tool's" if self.lineage.current else "is not here"
+            raise Failure(None, "there is no such lineage: %s %s" % (place.live, words),
+                          "certferry %s sets it up" % place.name)
+        self.skipped = run.command == "renew" and self.lineage.options.enabled == "no"
+        if self.skipped:
+            return
         if run.changes:
             given = merge_options(self.lineage.given or {}, run.changes)
             self.lineage = self.lineage._replace(options=parse_options(given))
@@ -3025,6 +3073,10 @@ class Crossing:
                 "move it away, 'certbot renew' fails over it")
         for notice in self.lineage.notices:
             self.say(notice)
+        number = self.lineage.current and self.lineage.current.number
+        if self.state.owed and self.state.owed_version != number:  # a run died before its rename
+            before = self.state.owed if self.state.result == "pending" else ()
+            self.state = self.state._replace(owed=before, owed_version=number or 0)
         if not run.dry_run:
             self.mend()
         if run.pem is not None:
@@ -3050,14 +3102,19 @@ class Crossing:
                     raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error),
                                   "put the right key there, or remove it")
             link_again(place, mended)
-            if mended:
-                self.say("linked to the current version again: " + " ".join(
-                    path for path, _ in mended))
+            again = [path for path, _ in mended] + mend_certificates(current)
+            if again:
+                self.say("made whole again from the current version: " + " ".join(again))
         for path in staged_keys(place):
             key = self.lineage.key
-            if key and read_file(path, MAX_KEY) == read_file(key, MAX_KEY):
-                remove_key(path)  # it has become the lineage's, and the run died there
-            elif self.run.now - os.stat(path).st_mtime > STAGED_KEY_DAYS * DAY:
+            try:
+                if key and read_file(path, MAX_KEY) == read_file(key, MAX_KEY):
+                    remove_key(path)  # it has become the lineage's, and the run died there
+                    continue
+            except (OSError, Failure) as error:
+                self.say("the staged key %s is left alone (%s)" % (path, error))
+                continue
+            if self.run.now - os.stat(path).st_mtime > STAGED_KEY_DAYS * DAY:
                 self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if it "
                          "was forgotten")
 
@@ -3067,14 +3124,14 @@ class Crossing:
             key = read_pem(self.run.pem)[1]
             public = public_half(key.pem if key else b"", True)
         except ValueError as error:
-            raise Failure("no-key", "the private key of --key %s" % error, "give one key as PEM")
+            raise Failure("no-key", "--key: %s" % error, "give one private key as PEM")
         if public in self.own_keys():
             return
         first = self.lineage.key is None
         self.added = key if self.run.dry_run else stage_key(self.place, key.pem, public, first)
         self.keys[public], self.changed = self.added, True
         self.lines.append("%s  %s" % (
-            "private key" if first else "staged key ", describe_key(public)))
+            "key added  " if first else "staged key ", describe_key(public)))
         if first and not self.run.dry_run:
             self.lineage = self.lineage._replace(key=self.added)
 
@@ -3094,7 +3151,10 @@ class Crossing:
         if current and record == lineage.state.key:
             return
         try:
-            pem = read_file(lineage.key, MAX_KEY)
+            try:
+                pem = read_file(lineage.key, MAX_KEY)
+            except Failure as failure:
+                raise ValueError("cannot be used (%s)" % failure)
             public = public_half(pem, True)
         except ValueError as error:
             raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error), "put the right one "
@@ -3130,7 +3190,7 @@ class Crossing:
         """Have the network process ask the first source and look at what is served, by now."""
         if self.due and not self.sources()[0].may_hold_key:
             self.number = self.submit(self.sources()[0])
-        if self.run.command == "renew":
+        if self.run.command == "renew" or "served-at" in self.run.changes:
             self.look()
 
     def submit(self, source, **asked):
@@ -3184,7 +3244,8 @@ class Crossing:
                     rolled.setdefault(version.leaf.public_key, version.folder + "/privkey.pem")
         rolled = {public: path for public, path in rolled.items() if public not in keys}
         if self.run.force:
-            keys.update(rolled)
+            for version in load_versions(self.place):
+                keys.setdefault(version.leaf.public_key, version.folder + "/privkey.pem")
             return wanted._replace(keys=keys, replaced=marks)
         return wanted._replace(keys=keys, replaced=marks, retired=state.retired,
                                rolled_back=state.rolled_back, rolled_keys=rolled)
@@ -3311,7 +3372,7 @@ class Crossing:
         place, decision, leaf = self.place, self.decision, self.decision.leaf
         before_key, before = self.lineage.key, self.lineage.current
         if self.run.dry_run:
-            self.lineage = self.lineage._replace(current=Version(
+            self.lineage = self.lineage._replace(key=before_key or place.live, current=Version(
                 next_number(place), "", leaf, decision.chain))
             return
         if before is None and before_key and decision.key != before_key:
@@ -3334,16 +3395,26 @@ class Crossing:
                                     key=key_record(path, leaf.public_key))
         if decision.key in staged_keys(place):
             remove_key(decision.key)
-        if self.run.command == "crossing":
-            self.lines += ["certificate  %s/fullchain.pem" % place.live,
-                           "private key  %s/privkey.pem" % place.live]
+        self.show_paths()
         prune(place, version)
+
+    def show_paths(self):
+        """Show where servers find what was put in place, after `certferry NAME`."""
+        if self.run.command == "crossing":
+            self.lines += ["certificate  %s/fullchain.pem" % self.place.live,
+                           "private key  %s/privkey.pem" % self.place.live]
 
     def take_over(self):
         """Make a version of loose files; say once what that means for containers."""
-        if self.lineage.current and self.lineage.current.number is None and not self.run.dry_run:
+        if self.lineage.current is None or self.lineage.current.number:
+            return
+        self.changed = True
+        if self.run.dry_run:
+            self.lineage = self.lineage._replace(current=self.lineage.current._replace(
+                number=next_number(self.place)))
+        else:
             plain_files = not os.path.islink(self.place.live + "/fullchain.pem")
-            self.lineage, self.changed = adopt(self.lineage), True
+            self.lineage = adopt(self.lineage)
             self.state = self.state._replace(key=key_record(
                 self.lineage.key, self.lineage.current.leaf.public_key))
             if plain_files:
@@ -3368,7 +3439,7 @@ class Crossing:
         if self.fresh or self.decision and self.run.force or pending and state.unserved:
             return every, pending
         hooks = [hook for hook in every if pending and hook in state.owed]
-        if self.decision and "deploy-hook" in self.run.changes:
+        if (self.decision or self.waits) and "deploy-hook" in self.run.changes:
             before = (self.lineage.given or {}).get("deploy-hook", ())
             hooks += [hook for hook in every if hook in self.lineage.options.deploy_hooks
                       and hook not in before and hook not in hooks]
@@ -3388,6 +3459,7 @@ class Crossing:
                 plain(hook), wrong or "done (%.1f s)" % seconds))
             if wrong:
                 unfinished[hook] = wrong
+            self.served = []  # what was seen before tells nothing now
         self.state = self.state._replace(owed=tuple(unfinished), unserved=False,
                                          owed_version=lineage.current.number)
         if unfinished:
@@ -3425,7 +3497,6 @@ class Crossing:
 
     def ferry(self):
         """Ask, judge, deploy, run hooks: the story of one lineage. Return (Lineage, Outcome)."""
-        waits = False
         if not self.failure:
             if self.due:
                 self.decision = self.attempt(self.decide)
@@ -3435,20 +3506,30 @@ class Crossing:
                 self.fresh = not self.failure
             elif self.decision and self.run.command == "crossing":
                 self.attempt(self.take_over)
-            waits = bool(self.failure) and self.can_wait()
+                if self.changed:
+                    self.show_paths()
+            if self.decision and self.decision.same and self.misfit:
+                self.failure = Failure("key-mismatch", (
+                    "%s/privkey.pem does not fit the certificate in service" % self.place.live),
+                    "bring the right one: certferry %s --key PEM" % self.place.name)
+            self.waits = bool(self.failure) and self.can_wait()
             if self.failure and self.failure.reason == "storage":
                 self.attempt(self.reload)
-            if self.run.command == "crossing" and (waits or not self.failure):
+            if self.run.command == "crossing" and (self.waits or not self.failure):
                 self.attempt(self.remember)
-        if self.lineage and self.lineage.current and not self.run.dry_run and (
-                not self.failure or self.failure.reason != "storage"):
+        if self.lineage and self.lineage.current and not self.run.dry_run:
+            waiting, self.failure = (self.failure, None) if self.waits else (None, self.failure)
             self.attempt(self.finish)
-        return self.conclude(waits)
+            self.waits = self.waits and not self.failure  # what is pending comes first
+            self.failure = self.failure or waiting
+        return self.conclude()
 
     def reload(self):
         """Read again what is on the disk after a fault: the state may owe hooks by now."""
         self.lineage = load_lineage(self.place)._replace(options=self.lineage.options)
-        self.state = self.lineage.state
+        current, state = self.lineage.current, self.lineage.state
+        if current and current.number and state.owed_version == current.number:
+            self.state = state
 
     def roll_back(self):
         """Make the version before current again, and keep the one rolled back from out."""
@@ -3465,21 +3546,22 @@ class Crossing:
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
         retired = set(self.state.retired) - {fingerprint(leaf.public_key)}
-        self.state = self.owing(self.state)._replace(retired=tuple(sorted(retired)), rolled_back=(
-            self.state.rolled_back + (fingerprint(before.leaf.der),)))
         if not self.run.dry_run:
+            self.state = self.owing(self.state)._replace(
+                retired=tuple(sorted(retired)),
+                rolled_back=self.state.rolled_back + (fingerprint(before.leaf.der),))
             point_back(self.lineage, target, self.state)
             self.state = self.state._replace(owed_version=target.number, key=key_record(
                 target.folder + "/privkey.pem", leaf.public_key))
         self.lineage = self.lineage._replace(current=target, key=target.folder + "/privkey.pem")
         self.fresh = True
 
-    def result(self, waits):
+    def result(self):
         """Return the result word of this crossing."""
         if not self.failure:
             return "installed" if self.fresh else "unchanged" if self.decision else "not-due"
         return "pending" if self.failure.reason in ("hook", "not-served") else (
-            "deferred" if waits else self.failure.result)
+            "deferred" if self.waits else self.failure.result)
 
     def recorded(self, result):
         """Return the State after this crossing: how it ended, since when and for how many runs."""
@@ -3500,14 +3582,15 @@ class Crossing:
             source=offer.source.text, way=offer.way,
             upstream_not_after=self.decision.leaf.not_after)
 
-    def conclude(self, waits=False):
+    def conclude(self):
         """Record how the crossing ended, alert who wants it, and return (Lineage, Outcome)."""
-        run, failure, result = self.run, self.failure, self.result(waits)
+        run, failure, result = self.run, self.failure, self.result()
         readable, health, why = self.lineage is not None, "unknown", ""
         if not readable and os.path.lexists(self.place.conf):
             self.lineage = self.attempt(self.recall)  # what its state alone remembers
             self.state = self.lineage.state if self.lineage else NO_STATE
-        lineage, version = self.lineage, self.lineage and self.lineage.current
+        lineage = self.lineage
+        version = lineage.current if lineage else self.attempt(self.peek)
         if lineage:
             lineage = lineage._replace(state=self.recorded(result), checked=(
                 lineage.checked if result == "not-due" else run.now))
@@ -3515,17 +3598,21 @@ class Crossing:
             health, why = health_of(lineage, run.now, self.misfit and not self.fresh)
         outcome = Outcome(
             self.place.name, result, failure.reason if failure else None, str(failure or ""),
-            failure.hint if failure else "", self.changed or self.fresh, self.fresh, (
-                self.decision.offer.source.text if self.decision else None), version, health, why,
-            self.lines)
-        if lineage and not run.dry_run and (not failure or os.path.lexists(self.place.conf) or (
-                version or run.command == "renew" and lineage.key)):
+            failure.hint if failure else "", self.changed or self.fresh, self.fresh,
+            self.decision and self.decision.offer.source.text, version, health, why, self.lines)
+        known = not failure or os.path.lexists(self.place.conf) or version or (
+            run.command == "renew" and lineage and lineage.key)
+        if lineage and known and not run.dry_run and (run.command != "rollback" or self.fresh):
             lineage = lineage._replace(state=alert(run, lineage, outcome))
             try:
                 self.keep(lineage, result)
             except (Failure, OSError) as error:
                 run.report.problem(self.place.name, "not recorded: %s" % error, "see to the disk")
         return lineage, outcome
+
+    def peek(self):
+        """Return the certificate in service of a lineage that cannot be ferried."""
+        return find_current(self.place)
 
     def recall(self):
         """Return what the state alone remembers of a lineage whose files cannot be used."""
@@ -3565,9 +3652,8 @@ def ferry_all(run, places):
     for place in sorted(set(places)):
         crossing = Crossing(run, place)
         crossing.attempt(crossing.prepare)
-        if run.command == "renew" and crossing.lineage and (
-                crossing.lineage.options.enabled == "no"):
-            run.report.detail(place.name, "skipped: enabled = no in its conf")
+        if crossing.skipped:
+            run.report.line("%s: skipped: enabled = no in its conf" % place.name)
             continue
         if not crossing.failure and run.command != "rollback":
             crossing.begin()
@@ -3611,8 +3697,11 @@ def inspect(place, now):
             public = public_half(read_file(lineage.key, MAX_KEY), True)
             misfit = not fits(public, current.leaf)
         for path in staged_keys(place):
-            public = public_half(read_file(path, MAX_KEY), True)
-            lines.append("staged key %s" % describe_key(public))
+            try:
+                public = public_half(read_file(path, MAX_KEY), True)
+                lines.append("staged key %s" % describe_key(public))
+            except (ValueError, OSError, Failure) as error:
+                lines.append("%s %s" % (path, error))
         if current and current.leaf.lifetime <= 10 * DAY:
             lines.append("lives %d days: let the timer run hourly (systemctl edit certferry.timer)"
                          % (current.leaf.lifetime // DAY))
@@ -3790,9 +3879,12 @@ def check_arguments(options, command, names, changes):
     stray += [key for key, commands in takes.items()
               if getattr(options, key) and command not in commands.split()]
     if stray:
-        raise Usage("--%s does not go with %s: see certferry --help" % (stray[0], command))
+        raise Usage("--%s does not go with %s: see certferry --help" % (
+            stray[0], "a NAME" if command == "crossing" else command))
     if len(names) != 1 and command in ("crossing", "rollback"):
-        raise Usage("one NAME at a time: see certferry --help")
+        raise Usage("one NAME at a time is needed: see certferry --help")
+    if options.config_dir == "":
+        raise Usage("--config-dir: it is empty")
     if options.force and not names:
         raise Usage("renew --force needs a NAME: certferry renew NAME --force")
     if options.jitter and not re.match(r"\d{1,6}\Z", options.jitter):
@@ -3870,7 +3962,12 @@ def start_timer(run):
 def _run_status(config, names, options, now, report):
     """Show what is on the disk; return the exit status that monitoring expects."""
     started = time.monotonic()
-    places = [Place(config, name) for name in names] if names else discover(config)[0]
+    try:
+        places = [Place(config, name) for name in names] if names else discover(config)[0]
+        os.listdir(config)
+    except OSError as error:
+        report.line("CERTFERRY UNKNOWN - %s" % storage_failure(error).message)
+        return 3
     pairs = [inspect(place, now) for place in sorted(places)]
     if options.metrics:
         write_metrics(options.metrics, pairs, [], now, started, report)
@@ -3905,35 +4002,49 @@ def _open_config(run, options):
         run.environment, **parse_environment(read_text(path), path)))
 
 
-def _run_ferry(run, names, options):
-    """Do what was asked; return [(Lineage or None, Outcome)]."""
-    started, every = time.monotonic(), None
-    places = [Place(run.config, name) for name in names]
-    try:
-        run = _open_config(run, options)
-        metrics = options.metrics or run.environment.get("CERTFERRY_METRICS")
-        if run.command == "renew" and (metrics or not names):
-            every, notices = discover(run.config)
-            for name, notice in notices if not names else ():
-                run.report.problem(name, notice, kind="warning")
-            places = places or every
-        pairs = ferry_all(run, places)
-        post_hooks(run, pairs)
-        if every is not None and metrics and not run.dry_run:
-            write_metrics(metrics, pairs, every, run.now, started, run.report)
-        if run.command == "crossing" and not (options.no_timer or run.dry_run) and (
-                pairs[0][1].result in WELL + SOUND):
-            lineage, outcome = pairs[0]
-            pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
-        return pairs
-    except (Failure, OSError) as error:
-        failure = error if isinstance(error, Failure) else storage_failure(error)
-    pairs = [(None, Outcome(place.name, failure.result, failure.reason, str(failure), failure.hint,
-                            False, False, None, None, "unknown", "", [])) for place in places]
-    for _, outcome in pairs:
-        run.report.outcome(outcome)
+def _places(run, names, with_notices):
+    """Return the places that a run is about: the names', or without any all that `renew` takes."""
+    if names:
+        return [Place(run.config, name) for name in names]
+    places, notices = discover(run.config)
+    for name, notice in notices if with_notices else ():
+        run.report.problem(name, notice, kind="warning")
+    return places
+
+
+def _fail_all(run, names, failure):
+    """Return [(Lineage or None, Outcome)] of a run that could not begin: what is on the disk."""
+    pairs = []
+    for place in names and _places(run, names, False):
+        lineage, seen = inspect(place, run.now)
+        pairs.append((lineage, seen._replace(
+            result=failure.result, reason=failure.reason, message=str(failure), hint=failure.hint,
+            source=None, lines=[])))
+        run.report.outcome(pairs[-1][1])
     if not pairs:
         run.report.problem("", failure, failure.hint)
+    return pairs
+
+
+def _run_ferry(run, names, options):
+    """Do what was asked; return [(Lineage or None, Outcome)]."""
+    started, metrics = time.monotonic(), options.metrics
+    try:
+        run = _open_config(run, options)
+        metrics = metrics or run.environment.get("CERTFERRY_METRICS")
+        pairs = ferry_all(run, _places(run, names, with_notices=True))
+        post_hooks(run, pairs)
+    except Failure as error:
+        pairs = _fail_all(run, names, error)
+    except OSError as error:
+        pairs = _fail_all(run, names, storage_failure(error))
+    if metrics and run.command == "renew" and not run.dry_run:
+        places = _places(run, (), False) if os.path.isdir(run.config) else ()
+        write_metrics(metrics, pairs, places, run.now, started, run.report)
+    if run.command == "crossing" and not (options.no_timer or run.dry_run) and (
+            pairs[0][1].result in WELL + SOUND):
+        (lineage, outcome), = pairs
+        pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
     return pairs
 
 
@@ -3961,6 +4072,7 @@ def main(arguments):
         time.sleep(jitter_delay(int(options.jitter)))
     now, config = int(time.time()), os.path.abspath(options.config_dir or CONFIG_DIR)
     report = Reporter(options.quiet, options.verbose, options.json, now)
+    report.mark = " (dry run: nothing was written)" if options.dry_run else ""
     if command == "status":
         return _run_status(config, names, options, now, report)
     network = Network()
@@ -3984,5 +4096,5 @@ if __name__ == "__main__":
     except Exception as error:
         Reporter().problem("", "this is a bug in certferry (%r, line %d)" % (
             error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
-        STATUS = 1
+        STATUS = 3 if "status" in sys.argv else 1
     os._exit(STATUS)  # every line was flushed; taking the interpreter down properly takes 7 ms
