@@ -1196,9 +1196,9 @@ def _by_command(job, where, deadline, way):
     return certificates
 
 
-def _handshake(job, connection, deadline, way):
-    """Return (leaf that the peer proved to hold the key of, chain or None where Python can't tell)
-    of a TLS 1.2 or 1.3 handshake; OSError where there is none."""
+@functools.lru_cache(maxsize=None)  # a thousand exchanges share it, and no session
+def _context(want, way):
+    """Return an SSL context: TLS 1.2 or 1.3, ephemeral keys, nothing verified but the proof."""
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -1206,12 +1206,18 @@ def _handshake(job, connection, deadline, way):
     for version in ("SSLv3", "TLSv1", "TLSv1_1") + (("TLSv1_3",) if way == "1.2" else ()):
         context.options |= getattr(ssl, "OP_NO_" + version, 0)  # 3.6 may have no TLSv1_3
     # no static RSA: that would be a handshake without a signature
-    context.set_ciphers(CIPHERS + (_TYPES[job.want][0] if way == "1.2" else ""))
+    context.set_ciphers(CIPHERS + (_TYPES[want][0] if way == "1.2" else ""))
+    return context
+
+
+def _handshake(job, connection, deadline, way):
+    """Return (leaf that the peer proved to hold the key of, chain or None where Python can't tell);
+    OSError where the handshake fails."""
     name = None if is_address(job.sni) else job.sni
     if name and sys.version_info >= (3, 7):
         name = name.encode("ascii")  # as in _resolve
-    with context.wrap_socket(connection, server_hostname=name,
-                             do_handshake_on_connect=False) as peer:
+    with _context(job.want, way).wrap_socket(connection, server_hostname=name,
+                                             do_handshake_on_connect=False) as peer:
         peer.settimeout(max(0.01, deadline - time.monotonic()))
         peer.do_handshake()
         tells = hasattr(peer, "get_unverified_chain")  # public from Python 3.13 on
@@ -2670,7 +2676,7 @@ class Reporter:
         """Write one line; a reader that has gone away is no reason to stop ferrying."""
         try:
             self.clear()
-            stream.write(line + "\n")
+            stream.write(line.encode("ascii", "backslashreplace").decode("ascii") + "\n")
             stream.flush()
         except (OSError, ValueError, AttributeError):
             pass
@@ -2824,7 +2830,19 @@ def _status_row(lineage, outcome, now):
             plain(", ".join(pending + list(outcome.lines)), 200))
 
 
-def status_lines(pairs, now):
+def _table(rows, columns):
+    """Return rows of cells as lines; wider than the terminal, times and source go."""
+    for dropped in (None, 5, 4, 3):
+        rows = [row[:dropped] + row[dropped + 1:] if dropped else row for row in rows]
+        widths = [max(map(len, cells)) for cells in zip(*rows)][:-1] + [0]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+                 for row in rows]
+        if max(map(len, lines)) <= columns:
+            break
+    return lines
+
+
+def status_lines(pairs, now, columns=1000):
     """Return the lines of `status`: a plugin line for monitoring, then a table for a person."""
     words = {"ok": "OK", "due": "OK", "warning": "WARNING", "critical": "CRITICAL",
              "unknown": "UNKNOWN"}
@@ -2849,11 +2867,7 @@ def status_lines(pairs, now):
     lines = ["CERTFERRY %s - %s%s" % (word, plain(said, 600), data)]
     rows = [("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")]
     rows += [_status_row(lineage, outcome, now) for lineage, outcome in pairs]
-    widths = [max(len(row[column]) for row in rows) for column in range(6)]
-    for row in rows if pairs else ():
-        cells = [cell.ljust(width) for cell, width in zip(row, widths + [0])]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    return lines + (_table(rows, columns) if pairs else [])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3973,7 +3987,8 @@ def _run_status(config, names, options, now, report):
         write_metrics(options.metrics, pairs, [], now, started, report)
     if options.json:
         report.document([as_object(outcome) for _, outcome in pairs])
-    for line in status_lines(pairs, now):
+    columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
+    for line in status_lines(pairs, now, columns or 1000):
         report.line(line)
     healths = [outcome.health for _, outcome in pairs] or ["unknown"]
     return ([status for health, status in (("critical", 2), ("unknown", 3), ("warning", 1))

@@ -103,9 +103,8 @@ class Daemon:
         pem = re.search("-----BEGIN CERTIFICATE-.*?-END CERTIFICATE-----", shown, re.S)
         return ssl.PEM_cert_to_DER_cert(pem.group())
 
-
     def shows_only(self, leaf):
-        """Wait until it serves this leaf ten times in a row: a worker on its way out accepts too."""
+        """Wait until it serves this leaf ten times in a row: a leaving worker accepts too."""
         return world.eventually(lambda: all(self.leaf() == leaf for _ in range(10)))
 
 
