@@ -3614,8 +3614,8 @@ class Crossing:
             self.place.name, result, failure.reason if failure else None, str(failure or ""),
             failure.hint if failure else "", self.changed or self.fresh, self.fresh,
             self.decision and self.decision.offer.source.text, version, health, why, self.lines)
-        known = not failure or os.path.lexists(self.place.conf) or version or (
-            run.command == "renew" and lineage and lineage.key)
+        ours = version.number if version else run.command == "renew" and lineage and lineage.key
+        known = not failure or os.path.lexists(self.place.conf) or ours
         if lineage and known and not run.dry_run and (run.command != "rollback" or self.fresh):
             lineage = lineage._replace(state=alert(run, lineage, outcome))
             try:

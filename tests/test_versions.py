@@ -144,6 +144,128 @@ class VersionsCase(unittest.TestCase):
             specification, sys.executable), 0o755)
 
 
+# ---------------------------------------------------------------- a set that somebody broke
+
+class Broken(VersionsCase):
+    """What was damaged through live/ is made whole; a private key is never thrown away."""
+
+    def test_certificates(self):
+        """Whichever certificate file is emptied or overwritten, the next run has a whole set."""
+        for name, word in (("fullchain.pem", "installed"), ("cert.pem", "unchanged"),
+                           ("chain.pem", "unchanged")):
+            for content in ("", "junk\n"):
+                with self.subTest(name, content=content):
+                    self.new_downstream()
+                    credential = self.install()
+                    world.write(self.downstream.live(NAME, name), content)
+                    self.assert_done(self.renew(), word)
+                    self.downstream.assert_fits(self, NAME, credential)
+
+    def test_dangling_current(self):
+        """.current points to a version that is gone: the others stay, with their keys."""
+        self.install(2)
+        pointer = self.downstream.live(NAME, ".current")
+        os.unlink(pointer)
+        os.symlink("../../archive/{}@9".format(NAME), pointer)
+        self.assert_refused(self.renew(), "no private key")
+        self.assertEqual([1, 2], self.versions())
+
+    def test_only_key_overwritten(self):
+        """With no older version: a failure until the right key is brought, which mends it."""
+        credential, other = self.install(), self.issue()
+        world.write(self.downstream.live(NAME, "privkey.pem"), world.read(other.key))
+        self.renew()
+        self.assert_refused(self.renew(), "does not fit", "--key")
+        self.assertEqual(2, self.downstream.run("status").status)
+        self.assert_done(self.downstream.run(NAME, "--key", credential.key), "unchanged")
+        self.downstream.assert_fits(self, NAME, credential)
+        self.assertEqual(0, self.downstream.run("status").status)
+
+    def test_junk_staged_key(self):
+        """It is named, and neither stops a renewal nor hides the health of the set in service."""
+        credential = self.install()
+        junk = self.downstream.live(NAME, "privkey-junk.pem")
+        world.write(junk, "junk\n", 0o600)
+        status = self.downstream.run("status")
+        self.assertEqual(0, status.status, status)
+        self.assertIn("privkey-junk.pem", status.out)
+        new = self.offer(self.issue(credential.key))
+        self.assert_done(self.renew())
+        self.downstream.assert_fits(self, NAME, new)
+        self.assertTrue(os.path.exists(junk))
+
+    def test_alias(self):
+        """A second name for a lineage's folder is no lineage, and nothing is said of it."""
+        self.install()
+        os.symlink(NAME, os.path.join(self.downstream.config, "live", "alias.example.com"))
+        result = self.renew()
+        self.assert_done(result, "unchanged")
+        self.assertEqual("", result.err)
+
+    def test_renew_adopts_nothing(self):
+        """Another tool's files are not taken by `renew NAME`, nor is a name that is not here."""
+        self.lay_plain(self.offer(self.issue()))
+        before = self.downstream.snapshot()
+        for name in (NAME, "other.example.com"):
+            self.assert_refused(self.renew(name), "no such lineage")
+            self.assert_refused(self.downstream.run("rollback", name), "no such lineage")
+        self.assertEqual([], world.changed(before, self.downstream.snapshot()))
+
+    def test_pending_outweighs_deferred(self):
+        """A hook that fails after a rollback is told at every run, whatever the source offers."""
+        self.install(2)
+        flag = os.path.join(self.outside, "flag")
+        self.downstream.hook("deploy", "flagged", "test -e " + flag)
+        self.assertEqual(1, self.downstream.run("rollback", NAME).status)
+        self.assert_refused(self.renew(), "hook")
+        world.write(flag, "")
+        self.assertEqual(0, self.renew().status)
+
+    def test_refused_rollback_is_not_recorded(self):
+        """The source was not asked: what is known of it stays."""
+        self.install()
+        before = world.read(self.downstream.state(NAME))
+        self.assert_refused(self.downstream.run("rollback", NAME), "no earlier version")
+        self.assertEqual(before, world.read(self.downstream.state(NAME)))
+
+    def test_switched_off(self):
+        """enabled = no: nothing is touched, one line says so."""
+        self.install()
+        with open(self.downstream.conf(NAME), "a") as conf:
+            conf.write("enabled = no\n")
+        os.unlink(self.downstream.live(NAME, "cert.pem"))
+        before = self.downstream.snapshot()
+        result = self.renew(NAME)
+        self.assertEqual((0, ""), (result.status, result.err))
+        self.assertIn("enabled = no", result.out)
+        self.assertEqual([], world.changed(before, self.downstream.snapshot()))
+
+    def test_retired_key_by_force(self):
+        """--force takes back a retired key from the version that is kept."""
+        first = self.install()
+        second = self.offer(self.issue(), with_key=True)
+        self.assert_done(self.renew())
+        again = self.offer(self.issue(first.key))
+        self.assert_refused(self.renew(), "retired")
+        self.downstream.assert_fits(self, NAME, second)
+        self.assert_done(self.renew(NAME, "--force"))
+        self.downstream.assert_fits(self, NAME, again)
+
+    def test_status_of_another_user(self):
+        """Monitoring that may not read is told UNKNOWN: not that all is well, nor of a bug."""
+        self.install()
+        script = "import os, runpy, sys; sys.argv[:] = sys.argv[1:]\nos.geteuid() or os.setuid(65534)"
+        script += "\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        for folder in ("certferry", "."):
+            os.chmod(os.path.join(self.downstream.config, folder), 0 if os.geteuid() else 0o700)
+            done = subprocess.run(
+                ["/usr/bin/python3", "-c", script, world.CERTFERRY, "status", "--config-dir",
+                 self.downstream.config], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            self.assertEqual((3, b""), (done.returncode, done.stderr))
+            self.assertIn(b"CERTFERRY UNKNOWN", done.stdout)
+        os.chmod(self.downstream.config, 0o700)
+
+
 # ---------------------------------------------------------------- adoption
 
 class Adoption(VersionsCase):
