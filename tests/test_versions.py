@@ -254,8 +254,9 @@ class Broken(VersionsCase):
     def test_status_of_another_user(self):
         """Monitoring that may not read is told UNKNOWN: not that all is well, nor of a bug."""
         self.install()
-        script = "import os, runpy, sys; sys.argv[:] = sys.argv[1:]\nos.geteuid() or os.setuid(65534)"
-        script += "\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+        script = ("import os, runpy, sys\nsys.argv[:] = sys.argv[1:]\n"
+                  "os.geteuid() or os.setuid(65534)\n"
+                  "runpy.run_path(sys.argv[0], run_name='__main__')")
         for folder in ("certferry", "."):
             os.chmod(os.path.join(self.downstream.config, folder), 0 if os.geteuid() else 0o700)
             done = subprocess.run(
