@@ -3981,6 +3981,8 @@ def _run_status(config, names, options, now, report):
         os.listdir(config)
     except OSError as error:
         report.line("CERTFERRY UNKNOWN - %s" % storage_failure(error).message)
+        if options.json:
+            report.document([])
         return 3
     pairs = [inspect(place, now) for place in sorted(places)]
     if options.metrics:
