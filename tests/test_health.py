@@ -469,7 +469,7 @@ class Status(Scene):
                 os.chmod(path, 0o644)
         nobody = self.patched(
             "import argparse, configparser, hashlib, json, shutil, subprocess\n"
-            "argparse.ArgumentParser()  # which imports more, maybe from a folder closed to nobody\n"
+            "argparse.ArgumentParser()  # imports more, maybe from a folder closed to nobody\n"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534)")
         status, seen = self.seen("status", python=nobody)
         self.assertEqual((1, ["ok", "warning"]),
