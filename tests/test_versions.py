@@ -1050,7 +1050,7 @@ class Locking(VersionsCase):
         """A run that has deployed and is held up in its hook; the Popen."""
         first = self.install()
         self.entered = os.path.join(self.outside, "entered")
-        self.downstream.hook("deploy", "gate", "echo >>{}; cat {} >/dev/null".format(
+        self.downstream.hook("deploy", "gate", "echo >>{}; timeout 60 cat {} >/dev/null".format(
             self.entered, self.gate))
         self.second = self.offer(self.issue(first.key))
         process = self.downstream.start("renew")
