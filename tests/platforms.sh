@@ -69,9 +69,9 @@ make_tree() {   # release, packages: a copy of that system in $work/RELEASE, wit
     fi
     tree=$work/$1
     cp -a "$trees/$1" "$tree"
-    mkdir "$tree/root/certferry"
-    cp certferry.py install.sh certferry.service certferry.timer "$tree/root/certferry"
-    cp -RL "$work/pki" "$tree/root/pki"
+    mkdir "$tree/opt/certferry"
+    cp certferry.py install.sh certferry.service certferry.timer "$tree/opt/certferry"
+    cp -RL "$work/pki" "$tree/opt/pki"
 }
 
 mint() {   # certificates for one key in turn, and one for another
@@ -122,8 +122,8 @@ serve() {   # name [port]: an upstream shows that certificate; sets $server and 
     # shellcheck disable=SC2086
     stop $server
     : >"$work/served"
-    inside openssl s_server -www -accept "127.0.0.1:${2:-0}" -key "/root/pki/$1/privkey.pem" \
-        -cert "/root/pki/$1/cert.pem" -cert_chain "/root/pki/$1/chain.pem" \
+    inside openssl s_server -www -accept "127.0.0.1:${2:-0}" -key "/opt/pki/$1/privkey.pem" \
+        -cert "/opt/pki/$1/cert.pem" -cert_chain "/opt/pki/$1/chain.pem" \
         >"$work/served" 2>&1 </dev/null &
     server=$!
     until_true 10 grep -q '^ACCEPT' "$work/served" || { cat "$work/served"; exit 1; }
@@ -141,17 +141,17 @@ try_minimal() {   # release
     listing >"$work/before"
     check "$1: install.sh puts a cron file, and says that there is no cron" \
         says 0 'no cron here to run it twice a day: apt-get install cron' \
-        run sh /root/certferry/install.sh
+        run sh /opt/certferry/install.sh
     check "$1: the cron file and the program are there" \
         grep -q ' root /usr/local/bin/certferry renew ' "$tree/etc/cron.d/certferry"
     check "$1: certferry --help" says 0 '^usage: ' run certferry --help
     serve first
-    crossing="run certferry example.com --key /root/pki/first/privkey.pem --from 127.0.0.1:$port"
+    crossing="run certferry example.com --key /opt/pki/first/privkey.pem --from 127.0.0.1:$port"
     # shellcheck disable=SC2086
     check "$1: without a trust store the package is named" says 1 'ca-certificates' $crossing
     # shellcheck disable=SC2086
     check "$1: first crossing" says 0 '^example.com: installed' \
-        $crossing --ca-file /root/pki/root.pem
+        $crossing --ca-file /opt/pki/root.pem
     check "$1: the certificate is in place" is_current first
     check "$1: unchanged" says 0 '^example.com: unchanged' run certferry renew
     serve second "$port"
@@ -162,7 +162,7 @@ try_minimal() {   # release
     check "$1: the old certificate is in place" is_current second
     check "$1: uninstall says what runs out" \
         says 0 'nothing renews these now: example.com (until 20' \
-        run sh /root/certferry/install.sh --uninstall
+        run sh /opt/certferry/install.sh --uninstall
     listing >"$work/after"
     check "$1: uninstall leaves the tree as it was" cmp "$work/before" "$work/after"
     stop "$server"
@@ -197,7 +197,7 @@ shows() {   # port, name: nginx shows that certificate
 }
 
 switch_upstream() {   # name
-    there ln -sfn "/root/pki/$1" /root/pki/now
+    there ln -sfn "/opt/pki/$1" /opt/pki/now
     there systemctl reload nginx
     until_true 10 shows 8443 "$1"
 }
@@ -238,8 +238,8 @@ END
 
 prepare_booted() {
     for user in postgres www; do chroot "$tree" useradd -m -s /bin/sh "$user"; done
-    write_nginx upstream 8443 /root/pki/now
-    ln -s /root/pki/first "$tree/root/pki/now"
+    write_nginx upstream 8443 /opt/pki/now
+    ln -s /opt/pki/first "$tree/opt/pki/now"
     chroot "$tree" ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
     cp "$tree/root/.ssh/id_ed25519.pub" "$tree/root/.ssh/authorized_keys"
     write_hook
@@ -277,13 +277,13 @@ try_booted() {
     echo "bookworm: booted: ok"
     check "booted: install.sh puts the units" \
         says 0 '^installed /usr/local/bin/certferry /etc/systemd/system/certferry.service' \
-        there sh /root/certferry/install.sh
+        there sh /opt/certferry/install.sh
     check "booted: systemd-analyze verify has nothing to say" \
         no_output there systemd-analyze verify \
         /etc/systemd/system/certferry.service /etc/systemd/system/certferry.timer
     check "booted: first crossing, hook in root's shell, timer started" \
         says 0 '^certferry.timer: started' there certferry example.com --from 127.0.0.1:8443 \
-        --key /root/pki/first/privkey.pem --ca-file /root/pki/root.pem
+        --key /opt/pki/first/privkey.pem --ca-file /opt/pki/root.pem
     check "booted: the hook worked in root's shell" hook_worked
     check "booted: the timer is active" there systemctl is-active certferry.timer
     check "booted: the timer is enabled" there systemctl is-enabled certferry.timer
@@ -303,14 +303,14 @@ try_booted() {
     check "booted: exposure, reported and not aimed at" there systemd-analyze security \
         --no-pager certferry.service
     tail -n 1 "$work/log" | tr -cd '[:print:]' && echo
-    echo '# the next version' >>"$tree/root/certferry/certferry.py"
+    echo '# the next version' >>"$tree/opt/certferry/certferry.py"
     check "booted: an upgrade says what it replaced" \
-        says 0 '^installed /usr/local/bin/certferry$' there sh /root/certferry/install.sh
+        says 0 '^installed /usr/local/bin/certferry$' there sh /opt/certferry/install.sh
     check "booted: the timer runs on" there systemctl is-active certferry.timer
     check "booted: what was remembered is kept" \
         says 0 '^example.com: unchanged' there certferry renew
     check "booted: uninstall" says 0 'nothing renews these now: example.com (until 20' \
-        there sh /root/certferry/install.sh --uninstall
+        there sh /opt/certferry/install.sh --uninstall
     there rm -r /etc/systemd/system/certferry.service.d
     there systemctl daemon-reload
     check "booted: nothing is left" no_output what_is_left
