@@ -273,11 +273,17 @@ Request = collections.namedtuple("Request", "method path headers body user")
 Request.__doc__ = "What came, and the user id of the process that sent it, where /proc tells."
 
 
-def user_of(port):
-    """The user id that has this port of 127.0.0.1, or None."""
+def user_of(port, server_port):
+    """The user id at the client's end of an open connection, or None.
+
+    A connection that is over lingers in the table as user 0's, and its port may be in use again.
+    """
     lines = text("/proc/net/tcp").splitlines() if os.path.exists("/proc/net/tcp") else []
-    found = [line.split() for line in lines if ":{:04X} ".format(port) in line[:20]]
-    return int(found[0][7]) if found else None
+    for words in (line.split() for line in lines[1:]):
+        ends = tuple(int(end.rpartition(":")[2], 16) for end in words[1:3])
+        if ends == (port, server_port) and words[3] == "01":
+            return int(words[7])
+    return None
 
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
@@ -326,7 +332,7 @@ class Store:
                 length = int(self.headers.get("Content-Length") or 0)
                 store.requests.append(Request(
                     self.command, self.path, self.headers, self.rfile.read(length).decode(),
-                    user_of(self.client_address[1])))
+                    user_of(self.client_address[1], store.port)))
                 answer = store.answer(store.requests[-1])
                 if answer is True:
                     self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
