@@ -43,9 +43,13 @@ def timers():
     hours, minute = re.search(r"^OnCalendar=\*-\*-\* ([\d,]+):(\d+):00$", unit, re.M).groups()
     window = int(re.search(r"^RandomizedDelaySec=(\d+)h$", unit, re.M).group(1)) * HOUR
     first = int(hours.split(",")[0]) * HOUR + int(minute) * 60
+    script = world.read(os.path.join(world.REPOSITORY, "install.sh")).decode()
+    past, times, jitter = re.search(
+        r'^    echo "(\d+) ([\d,]+) \* \* \* .* --jitter (\d+) -q"$', script, re.M).groups()
     return [Timer("shipped timer", world.DAY // len(hours.split(",")), first, window, True),
             Timer("hourly timer", HOUR, 0, HOUR, True),
-            Timer("cron, --jitter 39600", 12 * HOUR, 5 * HOUR + 23 * 60, 39600, False)]
+            Timer("cron, --jitter {}".format(jitter), world.DAY // len(times.split(",")),
+                  int(times.split(",")[0]) * HOUR + int(past) * 60, int(jitter), False)]
 
 
 def jitter_delay():
