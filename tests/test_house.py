@@ -53,7 +53,7 @@ WITHOUT_EFFECT = re.compile(
     r"os\.(sep|fspath|strerror|path(\.(join|basename|dirname|normpath|split|splitext|isabs))?)$")
 
 STANDARD_LIBRARY = """
-    argparse base64 binascii bisect calendar codecs collections configparser contextlib ctypes
+    _thread base64 binascii bisect calendar codecs collections contextlib ctypes
     datetime encodings errno fcntl fnmatch functools glob grp hashlib heapq hmac http io ipaddress
     itertools json locale math operator os platform pwd queue random re resource secrets select
     selectors shlex shutil signal socket ssl stat string struct subprocess sys syslog tempfile
@@ -67,7 +67,7 @@ NOT_IN_MINIMAL = """
 NEWER_NODES = "NamedExpr Match TryStar TypeAlias".split()
 LINE_COLUMNS, FUNCTION_LINES, FUNCTION_MEDIAN = 100, 40, 12
 # The house wants 1,800 and 2,400. What is over is known; these keep it from growing, and go down.
-CODE_LINES, ALL_LINES = 3020, 4120
+CODE_LINES, ALL_LINES = 2660, 3730
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SCOPES = FUNCTIONS + (ast.Lambda, ast.ClassDef)
@@ -569,6 +569,11 @@ def read_certferry():
     """The text of certferry.py."""
     with open(os.path.join(ROOT, "certferry.py"), encoding="utf-8") as file:
         return file.read()
+
+
+def load_tests(_loader, tests, _pattern):
+    """All tests, or with CERTFERRY_QUICK none: the text is the same under every interpreter."""
+    return unittest.TestSuite() if os.environ.get("CERTFERRY_QUICK") else tests
 
 
 class HouseTest(unittest.TestCase):

@@ -110,8 +110,10 @@ class Scene(unittest.TestCase):
         """Ferry a lineage for each (label, source, expected result or reason, words), a key or
         None in addition where it is not FIRST's."""
         names = ["n{:02}.example.com".format(number) for number in range(len(cases))]
-        for name, (_, source, _, _, *key) in zip(names, cases):
-            self.lineage(name, source, key[0] if key else FIRST, **how.get("options", {}))
+        for name, (_, source, expected, _, *key) in zip(names, cases):
+            # What has to be right, and not only over in time, may take long on a busy machine.
+            options = {"timeout": "1"} if expected == "timeout" else {}
+            self.lineage(name, source, key[0] if key else FIRST, **options)
         seen = self.renew(env=how.get("env"))
         for name, (label, _, expected, words, *_) in zip(names, cases):
             with self.subTest(label):
@@ -202,7 +204,7 @@ class Files(Scene):
             cases.append(("another user's link", "file:" + link, "unreachable", "."))
         started = time.monotonic()
         self.table(cases)
-        self.assertLess(time.monotonic() - started, 20)
+        self.assertLess(time.monotonic() - started, 40)
 
     def test_removed_and_back(self):
         """A medium that is out is no failure at first; a newer file is taken when it is back."""
@@ -232,19 +234,19 @@ class Commands(Scene):
             ("killed", "exec:kill -9 $$", "unreachable", "status -?9|137|signal 9"),
             ("nothing", "exec:true", "unreachable", "nothing"),
             ("garbage", "exec:head -c 3000 /dev/urandom", "malformed", "."),
-            ("huge", "exec:cat {}; head -c 1100000 /dev/zero".format(whole), "malformed", "1 MiB"),
-            ("endless", "exec:yes", "malformed", "1 MiB"),
+            ("huge", "exec:cat {}; head -c 1100000 /dev/zero".format(whole), "malformed", "bytes"),
+            ("endless", "exec:yes", "malformed", "bytes"),
             ("another's key", "exec:cat {} {}".format(whole, OTHER.key), "key-mismatch", "."),
             ("terminal codes", "exec:printf '\\033[2J\\n' >&2; exit 1", "unreachable", r"\\x1b")])
 
     def test_deadline(self):
         """What it started ends with it."""
         pid = os.path.join(self.folder, "pid")
-        self.lineage(NAME, "exec:sleep 60 & echo $! >{}; wait".format(pid), FIRST, timeout="0.3")
+        self.lineage(NAME, "exec:sleep 60 & echo $! >{}; wait".format(pid), FIRST, timeout="2")
         started = time.monotonic()
         one = self.ended("failed")
         self.assertEqual("timeout", one["reason"])
-        self.assertLess(time.monotonic() - started, 10)
+        self.assertLess(time.monotonic() - started, 30)
         world.eventually(lambda: not os.path.exists("/proc/{}/stat".format(text(pid).strip())) or (
             " Z " in text("/proc/{}/stat".format(text(pid).strip()))))
 
@@ -452,7 +454,7 @@ class Vaults(VaultCase):
                 "timeout", "."))
         cases = [(name, self.source(name)) + expected.get(name, ("malformed", "."))
                  for name in sorted(secrets) + ["none"]]
-        seen = self.table(cases, options={"timeout": "1"})
+        seen = self.table(cases)
         shown = {case[0]: one["detail"] for case, one in zip(cases, seen)}
         for name, words in (("deleted", "deleted"), ("forbidden", "policy|token"),
                             ("sealed", "seal")):
@@ -465,7 +467,7 @@ class Vaults(VaultCase):
         self.lineage(NAME, self.source("slow"), FIRST, timeout="0.5")
         started = time.monotonic()
         self.assertEqual("timeout", self.ended("failed")["reason"])
-        self.assertLess(time.monotonic() - started, 10)
+        self.assertLess(time.monotonic() - started, 30)
 
     def test_credentials(self):
         """A token, its file, an AppRole, a namespace; what is wrong with them, in words."""
@@ -546,8 +548,8 @@ class RealVault(Scene):
     @classmethod
     def setUpClass(cls):
         folder = world.scratch()
-        with world.Closed() as closed:
-            cls.port = closed.port
+        cls.kept = world.Closed()
+        cls.port = cls.kept.port
         log = os.path.join(folder, "log")
         with open(log, "wb") as output:
             cls.server = subprocess.Popen(
@@ -556,8 +558,8 @@ class RealVault(Scene):
                  "-dev-listen-address=127.0.0.1:{}".format(cls.port)],
                 env=dict(os.environ, HOME=folder), stdout=output, stderr=subprocess.STDOUT)
         try:
-            cls.roots = world.eventually(lambda: glob.glob(folder + "/*ca.pem"), 20)[0]
-            world.eventually(lambda: b"Root Token" in world.read(log), 20)
+            cls.roots = world.eventually(lambda: glob.glob(folder + "/*ca.pem"))[0]
+            world.eventually(lambda: b"Root Token" in world.read(log))
             cls.fill()
         except BaseException:
             cls.tearDownClass()
@@ -567,6 +569,7 @@ class RealVault(Scene):
     def tearDownClass(cls):
         cls.server.terminate()
         cls.server.wait()
+        cls.kept.__exit__()
 
     @classmethod
     def ask(cls, method, path, document=None):
@@ -963,7 +966,7 @@ class Reader(threading.Thread):
 
     def run(self):
         """Count loads, and keep what went wrong while nothing was renamed."""
-        while not self.over.is_set():
+        while not self.over.wait(world.BREATH):
             for live in self.lives:
                 before = os.readlink(live + "/.current")
                 try:
