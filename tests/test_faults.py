@@ -28,7 +28,7 @@ NAME = "example.com"
 MEMBERS = ("cert.pem", "chain.pem", "fullchain.pem", "privkey.pem")
 HOOK = 'echo ran >>"$RENEWED_LINEAGE/../../../hooks.log"'
 FULL = os.environ.get("CERTFERRY_SWEEP") == "full"
-STRIDE = 1 if FULL else 111 if os.environ.get("CERTFERRY_QUICK") else 37
+STRIDE = 1 if FULL else 111 if world.QUICK else 37
 WORKERS = os.cpu_count() or 1
 
 # A question mark: strace passes over what this architecture does not have.
@@ -119,7 +119,7 @@ def start_disturbed(downstream, arguments, *options):
                    if not name.startswith("CERTFERRY_")}
     return subprocess.Popen(
         ("strace", "-f", "-y", "-s", "9999", "-o", log) + quick + options
-        + (sys.executable, world.CERTFERRY) + tuple(arguments)
+        + (sys.executable, world.script()) + tuple(arguments)
         + ("--config-dir", downstream.config), env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE), log
 
@@ -520,7 +520,7 @@ class Descriptors(FaultCase):
             shutil.copytree(downstream.config, scene, symlinks=True)
             limits = [limit for limit in list(range(4, 20)) + [32, 64, 128, 256]
                       if self._limited(limit, "--version").returncode == 0]
-            for limit in limits:
+            for limit in world.in_turn(limits[:-1]) + limits[-1:]:
                 set_scene(downstream, scene)
                 done = self._limited(limit, "renew", "--config-dir", downstream.config)
                 error = done.stderr.decode()
@@ -539,7 +539,7 @@ class Descriptors(FaultCase):
     @staticmethod
     def _limited(limit, *arguments):
         return subprocess.run(
-            (sys.executable, world.CERTFERRY) + arguments, stdin=subprocess.DEVNULL,
+            (sys.executable, world.script()) + arguments, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
 
@@ -695,7 +695,7 @@ class Reader(threading.Thread):
 
     def run(self):
         """Read until told to stop."""
-        while not self._done.is_set():
+        while not self._done.wait(world.BREATH):
             try:
                 before = os.readlink(self._live + "/.current")
                 files = [world.read(self._live + "/" + name) for name in MEMBERS]
@@ -716,7 +716,7 @@ class Readers(FaultCase):
 
     def test_rotations(self):
         """A new certificate and another key each time: nothing mixed, torn or missing."""
-        rotations = 300 if FULL else 40
+        rotations = 300 if FULL else 15 if world.QUICK else 40
         offer = os.path.join(self.folder, "reader.pem")
         keys = [self.issue().key for _ in range(2)]
         with world.Downstream() as downstream:

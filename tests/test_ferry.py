@@ -57,6 +57,11 @@ class Scene(unittest.TestCase):
         """certferry example.com --ca-file ROOT ...: a Result."""
         return self.run_command(NAME, "--ca-file", AUTHORITY.root, *arguments, **how)
 
+    def gone(self, upstream):
+        """Stop an upstream; its port is kept from others until the test ends."""
+        upstream.stop()
+        self.addCleanup(world.Closed(port=upstream.port).__exit__)
+
     def in_service(self, *arguments, **how):
         """An upstream whose certificate the downstream has crossed; returns it."""
         upstream = self.upstream(how.get("credential"))
@@ -662,7 +667,7 @@ class Impostors(Scene):
     def test_not_for_the_current_leaf_either(self):
         """Who shows the certificate in service without its key is no confirmation."""
         upstream = self.in_service()
-        upstream.stop()
+        self.gone(upstream)
         with world.Impostor(FIRST, port=upstream.port):
             self.assert_ended(self.seen("renew"), 1, "refused", "unproven")
 
@@ -715,7 +720,7 @@ class Unreachable(Scene):
     def test_tomorrow_is_early_enough(self):
         """renew defers it while the certificate is well; certferry NAME fails."""
         upstream = self.in_service()
-        upstream.stop()
+        self.gone(upstream)
         seen = self.seen("renew")
         self.assert_ended(seen, 0, "deferred", "unreachable")
         self.assert_one_problem(seen[0], upstream.source)
@@ -723,7 +728,7 @@ class Unreachable(Scene):
 
     def test_a_tenth_of_the_lifetime_is_too_late(self):
         """Nine days without a good exchange, or a clock that went back: renew fails."""
-        self.in_service().stop()
+        self.gone(self.in_service())
         for moment in (world.days(-10), world.days(10)):
             os.utime(self.downstream.state(NAME), (moment, moment))
             self.assert_ended(self.seen("renew", "--dry-run"), 1, "failed", "unreachable")

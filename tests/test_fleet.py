@@ -1,7 +1,6 @@
 """A fleet: its delays, the simulation of it, and trees of real downstreams."""
 
 import array
-import os
 import unittest
 
 from tests import fleet, world
@@ -11,7 +10,7 @@ HALF_A_DAY = 12 * fleet.HOUR
 
 def load_tests(loader, tests, _pattern):
     """All tests, or with CERTFERRY_QUICK the delays alone: the rest is no matter of Python."""
-    if os.environ.get("CERTFERRY_QUICK"):
+    if world.QUICK:
         return loader.loadTestsFromTestCase(Delays)
     return tests
 

@@ -25,6 +25,11 @@ HEALTHS = ("ok", "due", "warning", "critical")
 AUTHORITY = FIRST = NEWER = OTHER = None
 
 
+def load_tests(_loader, tests, _pattern):
+    """All tests, or with CERTFERRY_QUICK those without the README's rules, a matter of promtool."""
+    return world.without(tests, Rules)
+
+
 def setUpModule():
     """Mint what all tests share: FIRST and NEWER are for one key, OTHER is for another."""
     global AUTHORITY, FIRST, NEWER, OTHER
@@ -403,15 +408,17 @@ class Status(Scene):
         """A row for each: name, health, days left of the lifetime, source, last check, pending."""
         self.make("ok", "due")
         self.lineage(deploy_hook="false")
+        before = time.time()
         self.renew(1)
         rows = self.there.run("status").out.splitlines()[1:]
         cells = {row.split()[0]: row for row in rows}
-        today = time.strftime("%Y-%m-%d", time.gmtime())
-        for name, words in (("ok.example.com", ("ok", "88 of 90", "file:", today)),
-                            ("due.example.com", ("due", "28 of 90", "file:", today)),
+        days = "|".join(time.strftime("%Y-%m-%d", time.gmtime(moment))
+                        for moment in (before, time.time()))  # it may be midnight
+        for name, words in (("ok.example.com", ("ok", "88 of 90", "file:", days)),
+                            ("due.example.com", ("due", "28 of 90", "file:", days)),
                             (NAME, ("warning", "88 of 90", "false"))):
             for word in words:
-                self.assertIn(word, cells[name])
+                self.assertRegex(cells[name], word)
 
     def test_what_it_warns_of(self):
         """An upstream that did not renew, one that is away and one with another key differ."""
@@ -484,7 +491,7 @@ class Status(Scene):
             self.edit(name, critical="100%")
         started = time.monotonic()
         result = self.there.run("status")
-        self.assertLess(time.monotonic() - started, 5)
+        self.assertLess(time.monotonic() - started, 20)
         line = result.out.splitlines()[0]
         self.assertEqual(2, result.status)
         self.assertRegex(line.split("|")[0], r"CRITICAL - {} .*\band \d\d more".format(names[0]))
@@ -922,7 +929,7 @@ class Served(Scene):
         self.lineage(served_at=self.service.source, deploy_hook="echo hook >>" + self.path)
         self.renew()
         self.assertEqual(["hook"], self.lines())
-        self.patient = self.patched("certferry.SERVED_SECONDS = 5")
+        self.patient = self.patched("certferry.SERVED_SECONDS = 60")
         self.hasty = self.patched("certferry.SERVED_SECONDS = 0.2")
 
     def ended(self, status, result, reason, hooks, python=None, served=None):
@@ -976,8 +983,8 @@ class Served(Scene):
         """Each run looks, though nothing is new; the hooks run at the one after."""
         self.service.switch(lived(90 * DAY, 50 * DAY))
         started = time.monotonic()
-        self.ended(1, "pending", "not-served", 1, self.patched("certferry.SERVED_SECONDS = 60"))
-        self.assertLess(time.monotonic() - started, 20)
+        self.ended(1, "pending", "not-served", 1, self.patient)
+        self.assertLess(time.monotonic() - started, 50)
         self.ended(1, "pending", "not-served", 2)
         self.service.switch(FIRST)
         self.ended(0, "unchanged", None, 3)

@@ -68,7 +68,7 @@ def in_every_shell(test):
 
 def load_tests(loader, tests, _pattern):
     """All tests, or with CERTFERRY_QUICK those of the sums: shells are the same everywhere."""
-    if os.environ.get("CERTFERRY_QUICK"):
+    if world.QUICK:
         return loader.loadTestsFromTestCase(Script)
     return tests
 

@@ -28,7 +28,7 @@ AUTHORITY = None
 
 def load_tests(loader, tests, _pattern):
     """All tests, or with CERTFERRY_QUICK the short ones: left out, since CI fails on a skip."""
-    if os.environ.get("CERTFERRY_QUICK"):
+    if world.QUICK:
         return loader.loadTestsFromTestCase(Fleet)
     return tests
 
@@ -79,7 +79,7 @@ class Daemon:
     prefix, signal = "", "HUP"
 
     def __init__(self, case, live):
-        self.port = world.free_port()
+        self.port = world.port_for(case)
         folder = world.scratch(case)
         os.chmod(folder, 0o755)  # the daemons' workers run as users of their own
         self.process = start(case, *self.command(folder, live))
@@ -199,7 +199,7 @@ urllib.request.urlopen("http://127.0.0.1:{port}/" + sys.argv[1], json.dumps(reco
 
     def __init__(self, case, config):
         self._folder, self._config = world.scratch(case), config
-        api, roots, dns, records = (world.free_port() for _ in range(4))
+        api, roots, dns, records = (world.port_for(case) for _ in range(4))
         server = AUTHORITY.issue(["127.0.0.1"])
         settings = world.write(os.path.join(self._folder, "pebble.json"), json.dumps({"pebble": {
             "listenAddress": "127.0.0.1:{}".format(api), "httpPort": 1, "tlsPort": 1,
@@ -225,7 +225,7 @@ urllib.request.urlopen("http://127.0.0.1:{port}/" + sys.argv[1], json.dumps(reco
             ("certbot", "--config-dir", self._config, "--work-dir", self._folder, "--logs-dir",
              self._folder, "--server", self._server, "-n", "--agree-tos") + arguments,
             env=dict(os.environ, REQUESTS_CA_BUNDLE=AUTHORITY.root), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=180)
         return world.Result(done.returncode, done.stdout.decode(), "")
 
     def issue(self, name, *domains, **how):
@@ -429,7 +429,7 @@ class Served(Scene):
             world.write(os.path.join(downstream.config, "mended"), "")
             self.assert_ended(0, "unchanged", None, "renew", downstream=downstream)
             self.assertEqual(before + b"ran\n", world.read(ran))
-            self.assertEqual(downstream.served_leaf(NAME), daemon.leaf())
+            self.assertTrue(daemon.shows_only(downstream.served_leaf(NAME)))
             self.assertEqual(0, downstream.run("status").status)
 
     @world.needs("nginx")
@@ -452,7 +452,7 @@ class Served(Scene):
         nginx.shows_only(stale[0])
         self.assert_ended(1, "pending", "not-served", "renew", downstream=downstream)
         self.assert_ended(0, "unchanged", None, "renew", downstream=downstream)
-        self.assertEqual(downstream.served_leaf(NAME), nginx.leaf())
+        self.assertTrue(nginx.shows_only(downstream.served_leaf(NAME)))
 
     @world.needs("nginx")
     def test_no_request_dropped(self):

@@ -24,6 +24,11 @@ LIBRESSL = "LibreSSL" in world.openssl("version")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
+def load_tests(_loader, tests, _pattern):
+    """All tests, or with CERTFERRY_QUICK those without real servers, which openssl talks to."""
+    return world.without(tests, RealServers)
+
+
 class SourceCase(unittest.TestCase):
     """One authority for the class, a downstream for each test."""
 
@@ -304,12 +309,13 @@ class Bounds(SourceCase):
                 ("unreachable", lambda: world.Garbage(b"\x16\x03\x03\xff\xff" + b"x" * 70000)),
                 ("unreachable", lambda: world.Garbage(b"220 mail ESMTP\r\n")),
                 ("unreachable", world.Closed))
-        for number, (_, make) in enumerate(rows):
+        for number, (expected, make) in enumerate(rows):
             server = make()
             self.addCleanup(server.__exit__)
             server.__enter__()
-            self.lineage("tls-%d.example.com" % number, server.source, good, timeout="1")
-        found = self.renew(timeout=30)
+            self.lineage("tls-%d.example.com" % number, server.source, good,
+                         timeout="1" if expected == "timeout" else "20")
+        found = self.renew()
         for number, (expected, _) in enumerate(rows):
             with self.subTest(number):
                 self.assert_result(expected, found["tls-%d.example.com" % number])
@@ -325,8 +331,9 @@ class Bounds(SourceCase):
             server.__enter__()
             for protocol in ("smtp", "ldap", "mysql"):
                 self.lineage("%s-%s.example.com" % (name, protocol),
-                             "%s://%s" % (protocol, server.source), good, timeout="1")
-        for name, outcome in self.renew(timeout=40).items():
+                             "%s://%s" % (protocol, server.source), good,
+                             timeout="20" if name == "refusing" and protocol == "smtp" else "1")
+        for name, outcome in self.renew().items():
             with self.subTest(name):
                 self.assertIn(outcome["reason"], ("timeout", "unreachable"), outcome)
                 if name.startswith("silent"):
@@ -356,10 +363,11 @@ class Bounds(SourceCase):
         good = self.issue()
         with world.Upstream(good) as upstream:
             for number in range(50):
-                source = upstream.source
                 if number % 5 == 0:
-                    source = world.Silent().started(self).source
-                self.lineage("n%d.example.com" % number, source, good, timeout="3")
+                    source, patience = world.Silent().started(self).source, "3"
+                else:
+                    source, patience = upstream.source, "20"
+                self.lineage("n%d.example.com" % number, source, good, timeout=patience)
             started = time.monotonic()
             found = self.renew(timeout=90)
             took = time.monotonic() - started
@@ -369,7 +377,7 @@ class Bounds(SourceCase):
                 self.assert_result("installed" if number % 5 else "timeout",
                                    found["n%d.example.com" % number])
         # Ten timeouts in turn take 30 s; the slack is for a busy machine.
-        self.assertLess(took, 3 + 2 + 15)
+        self.assertLess(took, 3 + 25)
 
 
 class Addresses(SourceCase):
@@ -423,7 +431,7 @@ class Addresses(SourceCase):
                 self.there = world.Downstream().started(self)
                 port, python = self.pool(first, world.Upstream(good))
                 self.assert_result("installed", self.cross(
-                    "pool.example.net:%d" % port, "--timeout", "2", key=good, python=python))
+                    "pool.example.net:%d" % port, "--timeout", "6", key=good, python=python))
         self.there = world.Downstream().started(self)
         with world.Upstream(good, address="127.0.0.3") as upstream:
             python = self.hosts("127.0.0.2 pool.example.net", "127.0.0.3 pool.example.net")
@@ -600,7 +608,7 @@ class RealServers(SourceCase):
     def setUp(self):
         super().setUp()
         self.good = self.issue()
-        self.port = world.free_port()
+        self.port = world.port_for(self)
         self.folder = world.scratch(self)
         for path in (self.good.fullchain, self.good.key):
             copy = world.write(os.path.join(self.folder, os.path.basename(path)), world.read(path),
@@ -744,7 +752,7 @@ class Privilege(SourceCase):
         good = self.issue()
         upstream = world.Upstream(good).started(self)
         os.chmod(os.path.dirname(self.there.config), 0o755)
-        self.lineage(NAME, upstream.source, key or good, timeout="1")
+        self.lineage(NAME, upstream.source, key or good)
         return upstream, good
 
     @world.needs("strace")

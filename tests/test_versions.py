@@ -27,6 +27,7 @@ class VersionsCase(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = world.scratch()
         cls.authority = world.Authority(cls.folder)
+        cls.first = None  # what _install_first() made: its Credential, config dir and `outside`
 
     @classmethod
     def tearDownClass(cls):
@@ -77,13 +78,30 @@ class VersionsCase(unittest.TestCase):
     def install(self, count=1, key=None):
         """That many versions, one after the other, of one key; the last Credential."""
         for _ in range(count):
-            credential = self.offer(self.issue(key))
             if not os.path.lexists(self.downstream.live(NAME, ".current")):
-                self.downstream.key(NAME, credential)
-                self.assert_done(self.ferry())
+                credential = self._install_first()
             else:
+                credential = self.offer(self.issue(key))
                 self.assert_done(self.renew())
             key = credential.key
+        return credential
+
+    def _install_first(self):
+        """The first version: in an empty config dir a copy of the one that the class made first."""
+        empty = not os.listdir(self.downstream.config)
+        if empty and self.first:
+            credential, config, outside = self.first
+            self.downstream.become(config, outside, self.outside)
+            shutil.copy(config + ".hooks", self.hooks_log)
+            return self.offer(credential)
+        credential = self.offer(self.issue())
+        self.downstream.key(NAME, credential)
+        self.assert_done(self.ferry())
+        if empty:
+            config = os.path.join(self.folder, "first")
+            shutil.copytree(self.downstream.config, config, symlinks=True)
+            shutil.copy(self.hooks_log, config + ".hooks")
+            type(self).first = credential, config, self.outside
         return credential
 
     def hooks(self):
@@ -151,15 +169,16 @@ class Broken(VersionsCase):
 
     def test_certificates(self):
         """Whichever certificate file is emptied or overwritten, the next run has a whole set."""
-        for name, word in (("fullchain.pem", "installed"), ("cert.pem", "unchanged"),
-                           ("chain.pem", "unchanged")):
-            for content in ("", "junk\n"):
-                with self.subTest(name, content=content):
-                    self.new_downstream()
-                    credential = self.install()
-                    world.write(self.downstream.live(NAME, name), content)
-                    self.assert_done(self.renew(), word)
-                    self.downstream.assert_fits(self, NAME, credential)
+        for name, word, content in world.in_turn(
+                (name, word, content) for content in ("", "junk\n") for name, word in (
+                    ("fullchain.pem", "installed"), ("cert.pem", "unchanged"),
+                    ("chain.pem", "unchanged"))):
+            with self.subTest(name, content=content):
+                self.new_downstream()
+                credential = self.install()
+                world.write(self.downstream.live(NAME, name), content)
+                self.assert_done(self.renew(), word)
+                self.downstream.assert_fits(self, NAME, credential)
 
     def test_dangling_current(self):
         """.current points to a version that is gone: the others stay, with their keys."""
@@ -169,6 +188,23 @@ class Broken(VersionsCase):
         os.symlink("../../archive/{}@9".format(NAME), pointer)
         self.assert_refused(self.renew(), "no private key")
         self.assertEqual([1, 2], self.versions())
+
+    def test_current_is_gone(self):
+        """Somebody removed .current: no version is taken for an unfinished one, no key is lost."""
+        self.install(2)
+        os.unlink(self.downstream.live(NAME, ".current"))
+        self.assert_refused(self.renew(), "no private key")
+        self.assertEqual([1, 2], self.versions())
+
+    def test_repointed_by_hand(self):
+        """Somebody points .current to the version before: the newer one stays."""
+        self.install(2)
+        pointer = self.downstream.live(NAME, ".current")
+        os.unlink(pointer)
+        os.symlink("../../archive/{}@1".format(NAME), pointer)
+        self.renew("--dry-run")
+        self.assertNotIn("interrupted", self.renew().err)
+        self.assertLessEqual({1, 2}, set(self.versions()))
 
     def test_only_key_overwritten(self):
         """With no older version: a failure until the right key is brought, which mends it."""
@@ -283,7 +319,7 @@ class Adoption(VersionsCase):
 
     def test_current_offer(self):
         """`certferry NAME` adopts where the source has nothing newer."""
-        for case, lay, says_mount in self.LAYINGS:
+        for case, lay, says_mount in world.in_turn(self.LAYINGS):
             with self.subTest(case):
                 self.new_downstream()
                 first = self.offer(self.issue())
@@ -299,7 +335,7 @@ class Adoption(VersionsCase):
 
     def test_newer_offer(self):
         """With a newer offer the old set is version 1, byte for byte, the new one version 2."""
-        for case, lay, _ in self.LAYINGS:
+        for case, lay, _ in world.in_turn(self.LAYINGS):
             with self.subTest(case):
                 self.new_downstream()
                 first = self.issue()
@@ -344,6 +380,21 @@ class Adoption(VersionsCase):
         self.assertEqual([], [path for path in world.changed(before, after)
                               if path.startswith(("live", "archive"))])
 
+    def test_certificates_without_key(self):
+        """Certificates alone are no set; the source brings certificate and key."""
+        self.lay_plain(self.issue(), ("fullchain.pem",))
+        new = self.offer(self.issue(), with_key=True)
+        self.assert_done(self.ferry())
+        self.downstream.assert_fits(self, NAME, new)
+        self.assert_linked()
+
+    def test_no_config_dir(self):
+        """Where there is nothing at all, a source with a key is enough."""
+        os.rmdir(self.downstream.config)
+        new = self.offer(self.issue(), with_key=True)
+        self.assert_done(self.ferry())
+        self.downstream.assert_fits(self, NAME, new)
+
     def test_certbots(self):
         """While certbot renews it nothing is touched; with an empty conf the ferry goes on."""
         first = self.issue()
@@ -383,8 +434,9 @@ class Adoption(VersionsCase):
         """
         first = self.issue()
         cert, text = world.read(first.cert), b"root:$6$salt$hash:19000:0:::::\n"
-        for case, content in (("a key too", cert + world.read(first.key)), ("text", text),
-                              ("text too", cert + text), ("text before", text + cert)):
+        for case, content in world.in_turn((
+                ("a key too", cert + world.read(first.key)), ("text", text),
+                ("text too", cert + text), ("text before", text + cert))):
             with self.subTest(case):
                 self.new_downstream()
                 self.lay_plain(first)
@@ -484,7 +536,7 @@ class KeysByHand(VersionsCase):
 
     def test_missing_links(self):
         """Links that are missing beside .current are made again, all or some of them."""
-        for missing in (MEMBERS, MEMBERS[:1], MEMBERS[3:]):
+        for missing in world.in_turn((MEMBERS, MEMBERS[:1], MEMBERS[3:])):
             with self.subTest(missing=missing):
                 self.new_downstream()
                 first = self.install()
@@ -533,7 +585,7 @@ class Modes(VersionsCase):
 
     def test_modes(self):
         """Modes after a crossing and a rotation, whatever the umask."""
-        for umask in (0o077, 0o022, 0o000):
+        for umask in world.in_turn((0o077, 0o022, 0o000)):
             with self.subTest(umask=oct(umask)):
                 self.new_downstream()
                 first = self.offer(self.issue())
@@ -576,7 +628,7 @@ class Modes(VersionsCase):
     @needs_root
     def test_owner_and_group(self):
         """0640 and a group's: for each way in which the next key comes."""
-        for case in ("adopted", "installed", "staged", "from the source", "--key"):
+        for case in world.in_turn(("adopted", "installed", "staged", "from the source", "--key")):
             with self.subTest(case):
                 self.new_downstream()
                 first = self.issue()
@@ -655,7 +707,7 @@ class OtherUsers(VersionsCase):
         plants += [(make, name) for make in (os.mkfifo, os.mkdir)
                    for name in ("privkey.pem", "fullchain.pem")]
         plants += [(link_to_key, "privkey.pem")]
-        for make, name in plants:
+        for make, name in world.in_turn(plants):
             with self.subTest(name, by=make.__name__):
                 self.new_downstream()
                 self.lay_plain(made)
@@ -664,7 +716,7 @@ class OtherUsers(VersionsCase):
                 make(path)
                 self.offer(self.issue(made.key))
                 before = self.downstream.snapshot()
-                result = self.ferry(timeout=20)
+                result = self.ferry(timeout=50)
                 self._assert_untouched(result, before)
                 self.assertNotIn("secret\n", result.out + result.err)
 
@@ -676,14 +728,15 @@ class OtherUsers(VersionsCase):
             first = self.install()
             make(self.downstream.live(NAME, "privkey-x.pem"))
             self.offer(self.issue(other.key))
-            self.assert_refused(self.renew(timeout=20))
+            self.assert_refused(self.renew(timeout=50))
             self.downstream.assert_fits(self, NAME, first)
 
     @needs_root
     def test_owners(self):
         """Files of another user are refused with file and owner."""
-        for name in ("live/{0}/privkey.pem", "live/{0}/fullchain.pem", "live/{0}", "live",
-                     "certferry/{0}.conf", "certferry"):
+        for name in world.in_turn((
+                "live/{0}/privkey.pem", "live/{0}/fullchain.pem", "live/{0}", "live",
+                "certferry/{0}.conf", "certferry")):
             with self.subTest(name):
                 self.new_downstream()
                 first = self.issue()
@@ -705,8 +758,8 @@ class OtherUsers(VersionsCase):
     @needs_root
     def test_another_users_link(self):
         """A link of another user in live/NAME/, or one that stands for a folder."""
-        for name in ("live/{0}/fullchain.pem", "live/{0}/privkey.pem", "live/{0}", "live",
-                     "archive"):
+        for name in world.in_turn((
+                "live/{0}/fullchain.pem", "live/{0}/privkey.pem", "live/{0}", "live", "archive")):
             with self.subTest(name):
                 self.new_downstream()
                 first = self.issue()
@@ -722,17 +775,18 @@ class OtherUsers(VersionsCase):
 
     def test_open_folders(self):
         """A folder that others can write is refused by its path."""
-        for name in ("live", "live/" + NAME, "certferry", "archive"):
-            for mode in (0o775, 0o1777):
-                with self.subTest(name, mode=oct(mode)):
-                    self.new_downstream()
-                    first = self.install()
-                    path = os.path.join(self.downstream.config, name)
-                    os.chmod(path, mode)
-                    self.offer(self.issue(first.key))
-                    before = self.downstream.snapshot()
-                    self._assert_untouched(self.renew(), before, path)
-                    self.downstream.assert_fits(self, NAME, first)
+        for name, mode in world.in_turn(
+                (name, mode) for name in ("live", "live/" + NAME, "certferry", "archive")
+                for mode in (0o775, 0o1777)):
+            with self.subTest(name, mode=oct(mode)):
+                self.new_downstream()
+                first = self.install()
+                path = os.path.join(self.downstream.config, name)
+                os.chmod(path, mode)
+                self.offer(self.issue(first.key))
+                before = self.downstream.snapshot()
+                self._assert_untouched(self.renew(), before, path)
+                self.downstream.assert_fits(self, NAME, first)
 
     def test_open_conf(self):
         """A conf that others can write is refused, not run."""
@@ -761,7 +815,8 @@ class AdministratorsLinks(VersionsCase):
 
     def test_elsewhere(self):
         """First crossing, rotation and rollback through each of them."""
-        for case in ("live", "archive", "live/" + NAME, "", "certferry", "live and archive"):
+        for case in world.in_turn((
+                "live", "archive", "live/" + NAME, "", "certferry", "live and archive")):
             with self.subTest(case or "config-dir"):
                 self.new_downstream()
                 first = self.offer(self.issue())
@@ -960,7 +1015,7 @@ class Pruning(VersionsCase):
             ("AAAB", [3, 4]), ("AAABBB", [3, 4, 5, 6]), ("AABBCC", [4, 5, 6]),
             ("ABC", [2, 3]), ("ABBBBBB", [3, 4, 5, 6, 7]),
         ]
-        for keys, kept in cases:
+        for keys, kept in world.in_turn(cases):
             with self.subTest(keys):
                 self.new_downstream()
                 self._rotate(keys)
@@ -1075,9 +1130,9 @@ class Locking(VersionsCase):
             second.wait(0.5)
         descriptor = os.open(self.gate, os.O_WRONLY)
         os.close(descriptor)
-        out, err = first.communicate(timeout=20)
+        out, err = first.communicate(timeout=50)
         self.assertEqual((0, b""), (first.returncode, err), out)
-        out, err = second.communicate(timeout=20)
+        out, err = second.communicate(timeout=50)
         self.assertEqual((0, b""), (second.returncode, err), out)
         self.assertIn(b"unchanged", out)
         self.assertEqual(1, len(world.read(self.entered).splitlines()))
@@ -1099,7 +1154,7 @@ class Locking(VersionsCase):
     def test_status_does_not_wait(self):
         """What is here can be asked while a run is under way."""
         self._start_blocked()
-        result = self.downstream.run("status", timeout=20)
+        result = self.downstream.run("status", timeout=50)
         self.assertIn(NAME, result.out)
 
     def test_killed_holder(self):
@@ -1108,7 +1163,7 @@ class Locking(VersionsCase):
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         os.unlink(os.path.join(self.downstream.config, "renewal-hooks/deploy/gate"))
-        result = self.renew(timeout=30)
+        result = self.renew(timeout=50)
         self.assertEqual(0, result.status, result)
         self.downstream.assert_fits(self, NAME, self.second)
         self.assertEqual(2, self.hooks())
@@ -1221,7 +1276,7 @@ class Damage(VersionsCase):
 
     def test_state(self):
         """Whatever the state holds, the ferry goes on and writes a good one."""
-        for case, damage in self.BYTES:
+        for case, damage in world.in_turn(self.BYTES):
             with self.subTest(case):
                 self.new_downstream()
                 first = self.install()
@@ -1251,7 +1306,7 @@ class Damage(VersionsCase):
                 os.unlink(path)
                 make(path)
                 second = self.offer(self.issue(first.key))
-                result = self.renew(timeout=20)
+                result = self.renew(timeout=50)
                 self.assertNotIn("Traceback", result.err)
                 self.assertIn(path, result.err)
                 self.downstream.assert_fits(self, NAME, second)
@@ -1269,7 +1324,7 @@ class Damage(VersionsCase):
         texts = [b"from\n", b"fro = x\n", b"[lineage]\nfrom = x\n", b"when = sometimes\n",
                  b"warn = much\n", b"\0\0\0\0", bytes(range(128, 256)), b"#" * 5000000,
                  b"from = file:\n", b"enabled = perhaps\n"]
-        for text in texts:
+        for text in world.in_turn(texts):
             with self.subTest(text[:20]):
                 self.new_downstream()
                 first = self.install()

@@ -17,9 +17,11 @@ import atexit
 import base64
 import collections
 import datetime
+import functools
 import hashlib
 import itertools
 import json
+import marshal
 import os
 import re
 import shutil
@@ -39,6 +41,9 @@ import warnings
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CERTFERRY = os.path.join(REPOSITORY, "certferry.py")
 DAY = 86400
+# CI sets it for each interpreter but one: what no interpreter does otherwise is done less often.
+QUICK = bool(os.environ.get("CERTFERRY_QUICK"))
+BREATH = 0.002 if QUICK else 0  # seconds between two looks of one who looks all the time
 
 Credential = collections.namedtuple("Credential", "key cert chain fullchain")
 Credential.__doc__ = "Paths of a private key, its certificate, the issuers (no root), and both."
@@ -69,7 +74,7 @@ def needs(*tools):
     return unittest.skipIf(missing, "needs " + ", ".join(missing))
 
 
-def eventually(predicate, seconds=10):
+def eventually(predicate, seconds=60):
     """The first true value of predicate(), asked until the deadline; AssertionError after it."""
     deadline = time.monotonic() + seconds
     while True:
@@ -86,6 +91,13 @@ def free_port(address="127.0.0.1"):
     with socket.socket(_family(address)) as probe:
         probe.bind((address, 0))
         return probe.getsockname()[1]
+
+
+def port_for(case):
+    """A port for a program that the test starts, kept from all others until the test ends."""
+    kept = Closed()
+    case.addCleanup(kept.__exit__)
+    return kept.port
 
 
 def days(count):
@@ -126,9 +138,44 @@ def certificates(path):
 
 def public_key(path):
     """The public key of a certificate or private key file, as openssl prints it."""
-    if b"BEGIN CERTIFICATE" in read(path):
-        return openssl("x509", "-in", path, "-noout", "-pubkey")
-    return openssl("pkey", "-in", path, "-pubout")
+    return _public_key(read(path))
+
+
+@functools.lru_cache(maxsize=None)
+def _public_key(pem):
+    command = ("x509", "-noout", "-pubkey") if b"BEGIN CERTIFICATE" in pem else ("pkey", "-pubout")
+    return openssl(*command, input=pem)
+
+
+def without(tests, *cases):
+    """A module's tests, but with CERTFERRY_QUICK none of these cases: CI would count a skip."""
+    return unittest.TestSuite(suite for suite in tests if not QUICK or not any(
+        isinstance(test, cases) for test in suite))
+
+
+def in_turn(cases):
+    """All cases of a table that is no matter of Python, or with CERTFERRY_QUICK a third of them.
+
+    Which third changes with the release of Python, so that all interpreters together try them all.
+    """
+    cases = list(cases)
+    return cases[sys.version_info[1] % 3::3] if QUICK else cases
+
+
+@functools.lru_cache(maxsize=None)
+def script():
+    """The certferry.py to run: the repository's, or with CERTFERRY_QUICK the same, compiled once.
+
+    Compiling it is half of what a short run costs.
+    """
+    if not QUICK:
+        return CERTFERRY
+    folder = scratch()
+    code = compile(read(CERTFERRY), CERTFERRY, "exec", dont_inherit=True)
+    compiled = write(os.path.join(folder, "code"), marshal.dumps(code))
+    return write(os.path.join(folder, "certferry.py"), (
+        "import marshal, sys\nsys.argv[0] = {!r}\nwith open({!r}, 'rb') as file:\n"
+        "    code = marshal.load(file)\nexec(code)\n").format(CERTFERRY, compiled))
 
 
 def _family(address):
@@ -196,6 +243,7 @@ class Authority:
     def __init__(self, folder, name="Example Root", intermediate=True, key="P-256"):
         self.folder = folder
         self._counter = itertools.count()
+        self._requests = {}  # paths of signing requests by key and subject: all that is in one
         lifetime = {"key": key, "not_before": days(-3650), "not_after": days(3650), "ca": True}
         self.root_credential = self.issue([], subject="/O=Example/CN=" + name, issuer="self",
                                           extensions=ROOT, **lifetime)
@@ -254,13 +302,14 @@ class Authority:
         return write(os.path.join(folder, "openssl.cnf"), _CONFIG.format(
             folder=folder, digest=digest, use=use, extensions=extensions))
 
-    @staticmethod
-    def _request(folder, config, key, subject, names):
+    def _request(self, folder, config, key, subject, names):
         if subject is None:
             # A common name holds 64 characters at most, and is only for display.
             subject = "/CN=" + names[0] if names and len(names[0]) <= 64 else "/"
         request, key_path = os.path.join(folder, "request.pem"), os.path.join(folder, "privkey.pem")
         if os.path.exists(key):
+            if (read(key), subject) in self._requests:
+                return key, self._requests[read(key), subject]
             how, key_path = ("-key", key), key
         elif key.startswith("P-") or key.startswith("secp"):
             how = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:" + key,
@@ -269,6 +318,7 @@ class Authority:
             how = ("-newkey", key, "-keyout", key_path)
         openssl("req", "-new", "-nodes", "-config", config, "-utf8", "-subj", subject,
                 "-out", request, *how)
+        self._requests[read(key_path), subject] = request
         return key_path, request
 
 
@@ -413,7 +463,7 @@ class Upstream(Server):
         """How many handshakes completed; waits for those that are under way."""
         with self._change:
             # In TLS 1.3 the client is through before the server has read its last message.
-            self._change.wait_for(lambda: not self._shaking, 5)
+            self._change.wait_for(lambda: not self._shaking, 30)
             return self._completed
 
     def switch(self, credential, keep_sessions=False):
@@ -614,11 +664,16 @@ class ClosesAtOnce(Server):
 
 
 class Closed:
-    """A port where nothing listens, kept from others as long as the block lasts."""
+    """A port where nothing listens, kept from others as long as the block lasts.
 
-    def __init__(self, address="127.0.0.1"):
+    Who asks for this very port may listen on it all the same.
+    """
+
+    def __init__(self, address="127.0.0.1", port=0):
         self._holder = socket.socket(_family(address))
-        self._holder.bind((address, 0))
+        # Lets a listener that sets it too in, but nobody to whom the kernel gives a port.
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._holder.bind((address, port))
         self.address, self.port = address, self._holder.getsockname()[1]
 
     source = Server.source
@@ -773,7 +828,7 @@ class Downstream:
         environment.update(how.get("env") or {})
         environment = {name: value for name, value in environment.items() if value is not None}
         where = () if how.get("bare") else ("--config-dir", self.config)
-        command = (how.get("python") or sys.executable, CERTFERRY) + arguments + where
+        command = (how.get("python") or sys.executable, script()) + arguments + where
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(command, env=environment, cwd=self._folder, start_new_session=True,
                                 **pipes)
@@ -829,6 +884,16 @@ class Downstream:
         folder = os.path.join(self.config, "renewal-hooks", directory)
         os.makedirs(folder, exist_ok=True)
         return write(os.path.join(folder, name), "#!/bin/sh\n" + script + "\n", mode)
+
+    def become(self, folder, old, new):
+        """Make the config dir a copy of that one, with a word of its records replaced."""
+        shutil.rmtree(self.config)
+        shutil.copytree(folder, self.config, symlinks=True)
+        records = os.path.join(self.config, "certferry")
+        for path in (os.path.join(records, name) for name in os.listdir(records)):
+            facts = os.stat(path)
+            write(path, read(path).replace(old.encode(), new.encode()))
+            os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))  # when a source was asked
 
     def snapshot(self):
         """{path relative to the config dir: Entry} of all that is there, "." included."""
