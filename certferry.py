@@ -34,18 +34,22 @@ Exit status: 0 all is well; 1 something failed, was refused or is pending; 2 wro
 `status`: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
 """
 
+import os
+import sys
+
+if __name__ == "__main__" and sys.path[:1] == [os.path.dirname(os.path.realpath(__file__))]:
+    del sys.path[0]  # what lies beside this file, in a folder of downloads maybe, is no module
+
 # Modules that take a millisecond or more to import are imported where they are needed: the usual
 # run finds nothing new, twice a day on every server, and has to cost next to nothing.
 import binascii
 import collections
 import errno
 import functools
-import os
 import re
 import select
 import signal
 import stat
-import sys
 import time
 
 __version__ = "1.0.0"
@@ -144,10 +148,9 @@ Verdict = collections.namedtuple("Verdict", "reason message hint")
 # `checked` is the time of the last check, `key` the path of its private key or None.
 Lineage = collections.namedtuple("Lineage", "place given options state checked current key notices")
 
-# How a crossing ended: `fresh` says that a certificate was deployed, `changed` that anything was
-# written, `lines` what is shown below the result.
+# How a crossing ended: `changed` says that anything was written, `lines` is shown below the result.
 Outcome = collections.namedtuple("Outcome", (
-    "name result reason message hint changed fresh source version health why lines"))
+    "name result reason message hint changed source version health why lines"))
 
 SOUND = ("installed", "unchanged", "pending")  # results of a good exchange
 WELL = ("installed", "unchanged", "not-due", "deferred")  # results that exit with 0
@@ -183,8 +186,9 @@ class Failure(Exception):
 
     @property
     def result(self):
-        """Return `failed` where nothing could be judged, else `refused`."""
-        return "failed" if self.reason in (None, "unreachable", "timeout", "storage") else "refused"
+        """Return `failed` where nothing was judged, `pending` once deployed, else `refused`."""
+        return {None: "failed", "unreachable": "failed", "timeout": "failed", "storage": "failed",
+                "hook": "pending", "not-served": "pending"}.get(self.reason, "refused")
 
 
 class Usage(Exception):
@@ -199,7 +203,8 @@ def storage_failure(error, where="the config dir"):
     where = error.filename2 or error.filename or where
     hint = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space",
             errno.EROFS: "remount it writable", errno.EACCES: "run it as root",
-            errno.EPERM: "run it as root"}.get(error.errno, "see to the disk")
+            errno.EPERM: "run it as root", errno.ENOENT: "check the path"}.get(
+                error.errno, "see to the disk")
     return Failure("storage", "%s: %s" % (where, str(error.strerror or error).lower()),
                    hint + "; the certificate in service is untouched")
 
@@ -275,7 +280,7 @@ def parse_source(text):
     scheme, _, rest = (text if "://" in text else "tls://" + text).partition("://")
     host, slash, path = rest.partition("/")
     if kind in ("file", "exec"):
-        if target.strip():
+        if target.strip() and not re.search("[\0\r\n]", target):
             return Source(kind, "", 0, target, text)
     elif scheme in _PORTS and re.match(_PATHS.get(scheme, r"\Z"), slash + path, re.ASCII):
         if scheme == "azure" and "." not in host:
@@ -302,7 +307,7 @@ def _pattern(pattern, words, convert=str):
     return read
 
 
-_line = _pattern("[^\0\r\n]+", "one line")  # as the records hold them
+_line = _pattern("[^\0\r\n#][^\0\r\n]*", "one line that begins with no #")  # for the records
 _share = _pattern(r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
                   "a share of the lifetime such as 25%, or days such as 10d")
 
@@ -367,26 +372,31 @@ def _read_record(text, path):
         if indent <= depth:
             key, equals, words = words.partition("=")
             key, words = key.strip(), words.strip()
-            if not equals or len(key.split()) != 1 or key in found or "\0" in line:
-                raise _bad_line(path, number, "not KEY = VALUE, with no section and no key twice")
+            if not equals or len(key.split()) != 1 or "\0" in line:
+                raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
+            if key in found:
+                raise _bad_line(path, number, "%s is given twice" % plain(key, 40))
             depth, found[key] = indent, (number, [])
         if words:
             found[key][1].append(words)
     return found
 
 
-def parse_conf(text, path, readers=REMEMBERED, nothing=NO_OPTIONS):
-    """Return ({key: [text, ...]}, Options) of a NAME.conf; Failure with file and line if wrong.
-
-    Or what parse_options() makes of another record.
-    """
-    found = _read_record(text, path)
-    given = {key: texts for key, (_, texts) in found.items() if texts}
+def _parse_record(found, path, readers, nothing):
+    """Return what parse_options() makes of a record; Failure with file and line if it is wrong."""
     try:
-        return given, parse_options(given, readers, nothing)
+        return parse_options({key: texts for key, (_, texts) in found.items() if texts}, readers,
+                             nothing)
     except ValueError as error:
         key, what = error.args
         raise _bad_line(path, found[key][0], "%s: %s" % (plain(key, 40), what))
+
+
+def parse_conf(text, path):
+    """Return ({key: [text, ...]}, Options) of a NAME.conf; Failure with file and line if wrong."""
+    found = _read_record(text, path)
+    options = _parse_record(found, path, REMEMBERED, NO_OPTIONS)
+    return {key: texts for key, (_, texts) in found.items() if texts}, options
 
 
 def _entry(key, texts):
@@ -434,20 +444,21 @@ def utc_seconds(text):
 
 # Times are seconds since 1970 or None; fingerprints and hooks are tuples of words.
 State = collections.namedtuple("State", (
-    "result reason detail since runs good source upstream_not_after way owed_version owed unserved "
-    "unfinished retired rolled_back key told told_at"))
-NO_STATE = State(None, None, "", None, 0, None, None, None, "", 0, (), False, 0, (), (), "", "",
-                 None)
+    "result reason detail since runs good source upstream_not_after way owed unserved unfinished "
+    "retired rolled_back key told told_at"))
+NO_STATE = State(None, None, "", None, 0, None, None, None, "", (), False, 0, (), (), "", "", None)
 # How a text of the state is read, if not as it is; what is False, 0 or empty is never written.
 _READERS = {"since": utc_seconds, "good": utc_seconds, "upstream_not_after": utc_seconds,
-            "told_at": utc_seconds, "runs": int, "owed_version": int, "unfinished": int,
-            "unserved": bool}
-_STORED = {field: (field, _READERS.get(field, str)) for field in State._fields}
+            "told_at": utc_seconds, "runs": int, "unfinished": int, "unserved": bool}
+_STORED = {field.replace("_", "-"): (field, _READERS.get(field, str)) for field in State._fields}
 
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
-    return parse_conf(text.replace("[state]\n", "\n", 1), path, _STORED, NO_STATE)[1]
+    found = _read_record(text.replace("[state]\n", "\n", 1), path)
+    # a later version may have written more
+    return _parse_record({key: found[key] for key in found if key in _STORED}, path, _STORED,
+                         NO_STATE)
 
 
 def format_state(state):
@@ -456,15 +467,21 @@ def format_state(state):
     for field, value in zip(State._fields, state):
         if value:
             is_time = _READERS.get(field) == utc_seconds
-            text += _entry(field, value if isinstance(value, tuple) else [
+            text += _entry(field.replace("_", "-"), value if isinstance(value, tuple) else [
                 iso_time(value) if is_time else str(value)])
     return text
 
 
 def parse_environment(text, path):
     """Return {KEY: VALUE} of the environment file; Failure with file and line where it is bad."""
-    return {key: " ".join(texts).strip("'\"")
-            for key, (_, texts) in _read_record(text, path).items()}
+    values = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match = re.match(r"\s*([A-Za-z_]\w*)=(['\"]?)([^\0]*?)\2\s*\Z", line)
+        if match:
+            values[match.group(1)] = match.group(3)
+        elif line.strip() and not line.lstrip().startswith("#"):
+            raise _bad_line(path, number, "not a KEY=VALUE line")
+    return values
 
 
 # --------------------------------------------------------------------------------------------------
@@ -740,8 +757,10 @@ def read_pem(data):
     if len(texts) > MAX_CERTIFICATES or len(keys) > 1:
         raise ValueError("more than %d certificates, or more than one private key"
                          % MAX_CERTIFICATES)
-    # padded, so that what is cut off is told in the words below
-    ders = [binascii.a2b_base64(text + b"==") for text in texts]
+    try:
+        ders = list(map(binascii.a2b_base64, texts))
+    except binascii.Error:
+        ders = []
     # a2b_base64 skips what is no base64: its way back tells
     if b"" in texts or texts != [binascii.b2a_base64(der, newline=False) for der in ders]:
         raise ValueError("a certificate whose base64 is broken")
@@ -964,22 +983,22 @@ def public_half(pem, trusted):
     `trusted` for a key of this host; a key that came with an offer is read unprivileged.
     """
     if b"ENCRYPTED" in pem:
-        raise ValueError("is encrypted: certferry asks no passphrase, nor do servers at boot")
+        raise ValueError("it is encrypted: certferry asks no passphrase, nor do servers at boot")
     # -passin, so that nothing ever prompts; -inform, because servers read no DER
     status, output, _ = run_openssl(["pkey", "-inform", "PEM", "-pubout", "-passin", "pass:"], pem,
                                     trusted=trusted)
     public_key = _public_key(output)
     if status != 0 or public_key is None:
-        raise ValueError("holds no private key, or one that openssl cannot read")
+        raise ValueError("it holds no private key, or one that openssl cannot read")
     return public_key
 
 
-def verify_chain(leaf, chain, roots, roots_pem, now):
+def verify_chain(leaf, chain, roots, now):
     """Return "" where leaf and chain lead to a trusted root at the time `now`, else why not.
 
-    `roots` (Certificates, with their PEM bytes) replace the system store; None means the system's.
+    `roots` (Certificates) replace the system store; None means the system's.
     """
-    files = [] if roots is None else [("-CAfile", roots_pem)]
+    files = [] if roots is None else [("-CAfile", to_pem(root.der for root in roots))]
     files += [("-untrusted", to_pem(issuer.der for issuer in chain))] if chain else []
     # not -x509_strict: it refuses roots that everybody has
     for level in (["-auth_level", "2"], []):
@@ -1323,8 +1342,9 @@ def _offer_of(source, function, *arguments):
             error.strerror).lower()), "is it in place?")
     except ValueError as error:
         raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
-    return Offer(source, answer.address, certificates[0], tuple(certificates[1:]) or None, key,
-                 answer.way)
+    # a handshake that shows the leaf alone says nothing of the chain; a file shows all there is
+    chain = tuple(certificates[1:]) if certificates[1:] or source.may_hold_key else None
+    return Offer(source, answer.address, certificates[0], chain, key, answer.way)
 
 
 class Network:
@@ -1440,13 +1460,12 @@ def in_own_process(function, seconds, unprivileged=True):
 def _leaf_first(offer):
     """Return an offer in any order with its leaf first: the certificate that issued no other."""
     try:
-        parsed = [parse_certificate(der) for der in (offer.leaf,) + (offer.chain or ())]
+        parsed = [parse_certificate(der) for der in (offer.leaf,) + offer.chain]
     except ValueError:
         return offer  # the judge says which word that is
     issuers = {one.issuer for one in parsed if one.issuer != one.subject}
     leaf = min(parsed, key=lambda one: (one.subject in issuers, one.issuer == one.subject))
-    others = tuple(one.der for one in parsed if one is not leaf)
-    return offer._replace(leaf=leaf.der, chain=others or None)
+    return offer._replace(leaf=leaf.der, chain=tuple(one.der for one in parsed if one is not leaf))
 
 
 def _read_regular(path):
@@ -1491,8 +1510,8 @@ def _run_command(source, seconds, environment):
                       "run it by hand, or --timeout SECONDS")
     if status or not output.strip():
         last = plain(errors.decode("utf-8", "replace").strip().split("\n")[-1], 120)
-        raise Failure("unreachable", "gives nothing: status %d %s" % (status, last),
-                      "run it by hand")
+        raise Failure("unreachable", "ended with status %d (%s)" % (status, last or (
+            "and said nothing")), "run it by hand")
     return Answer(data=output)
 
 
@@ -1686,7 +1705,6 @@ def _key_objections(evidence, wanted, now):
 def _objections(evidence, wanted, now):
     """Yield (reason, what the source does, hint) of each rule broken, in the README's order."""
     leaf, current = evidence.leaf, wanted.current and wanted.current.leaf
-    again = "certferry renew %s --force takes it" % wanted.name
     if evidence.public_key:  # the current leaf's key was judged when it was deployed
         yield from _key_objections(evidence, wanted, now)
     lacking = _lacking(leaf, wanted)
@@ -1709,7 +1727,8 @@ def _objections(evidence, wanted, now):
             and fingerprint(leaf.der) in wanted.replaced):
         yield "older", "offers the certificate of %s, older than the one here (%s)" % (
             iso_time(leaf.not_before), iso_time(current.not_before)), (
-                "is %s a stale member of a pool? %s" % (evidence.offer.address or "it", again))
+                "is %s a stale member of a pool? --force takes it" % (
+                    evidence.offer.address or "it"))
     lost = [] if wanted.domains or not current else [
         name for name in current.domains if not covers(leaf.domains, name)]
     if lost:
@@ -1719,7 +1738,8 @@ def _objections(evidence, wanted, now):
     if wanted.rolled_back and fingerprint(leaf.der) in wanted.rolled_back:
         yield "rolled-back", "still offers the certificate of %s, which was rolled back from" % (
             iso_time(leaf.not_before)), (
-                "it stays out until there is a newer one; " + again)
+                "it stays out until there is a newer one, or certferry renew %s --force"
+                % wanted.name)
 
 
 def judge(evidence, wanted, now, force=False):
@@ -1759,8 +1779,11 @@ def last_good(lineage, now):
     return good if good is not None and good <= now else None
 
 
-def health_of(lineage, now, misfit=False):
-    """Return (ok, due, warning or critical; why) of what is in service."""
+def health_of(lineage, now, misfit=False, failure=None):
+    """Return (ok, due, warning or critical; why) of what is in service; unknown after a failure to
+    read it."""
+    if failure:
+        return "unknown", "cannot be read: %s" % failure
     if lineage.current is None:
         return "critical", "has no certificate"
     leaf, options, state = lineage.current.leaf, lineage.options, lineage.state
@@ -1852,7 +1875,7 @@ def _sync(folder):
         os.close(descriptor)
 
 
-def _quietly(step, *arguments):
+def quietly(step, *arguments):
     """Do a step without which nothing is lost; return what it returns, None where it fails."""
     try:
         return step(*arguments)
@@ -1870,7 +1893,7 @@ def _dress(new, like):
         os.chmod(new, stat.S_IMODE(info.st_mode) & 0o2700)
     else:  # after chown, which clears the set-group-id bit
         os.chmod(new, stat.S_IMODE(info.st_mode))
-        _quietly(lambda: os.setxattr(new, acl, os.getxattr(like, acl)))
+        quietly(lambda: os.setxattr(new, acl, os.getxattr(like, acl)))
 
 
 def _create(path, data, mode, like=None):
@@ -1908,11 +1931,11 @@ def _replace(path, make):
     """Let what make(temporary name) makes take the place of `path` in one rename."""
     hidden = _hidden(path)
     try:
-        _quietly(os.unlink, hidden)  # what a run that died left
+        quietly(os.unlink, hidden)  # what a run that died left
         make(hidden)
         os.rename(hidden, path)
     finally:
-        _quietly(os.unlink, hidden)
+        quietly(os.unlink, hidden)
 
 
 def write_file(path, data, mode=0o600, like=None):
@@ -1979,10 +2002,19 @@ def next_number(place):
 
 
 def _pointed_number(place):
-    """Return the number of the version that .current points to, 0 where it points to none."""
-    target = os.path.realpath(place.pointer)  # live or archive may be a link to elsewhere
+    """Return the number of the version that .current points to, 0 without one; Failure where it
+    points to another lineage's, or to none."""
+    if not os.path.lexists(place.pointer):
+        return 0
+    target = os.readlink(place.pointer) if os.path.islink(place.pointer) else ""
     number = _number(place, target)
-    return number if target == os.path.realpath(place.version(number)) else 0
+    try:  # live or archive may be a link to elsewhere
+        if number and os.path.samefile(place.pointer, place.version(number)):
+            return number
+    except FileNotFoundError:
+        return number  # the version is gone
+    raise Failure(None, "%s points to %s, which is no version of it" % (
+        place.pointer, plain(target) or "nothing"), "point it to one, or move it away")
 
 
 @functools.lru_cache(maxsize=256)  # one wildcard certificate may be in many lineages
@@ -1998,7 +2030,7 @@ def _load_version(place, number):
     folder = place.version(number) if number else place.live
     full, cert, chain = (real_path(place, "%s/%s" % (folder, name))
                          for name in ("fullchain.pem", "cert.pem", "chain.pem"))
-    paths = [full] if number or os.path.lexists(full) else filter(os.path.lexists, (cert, chain))
+    paths = [full] if number or os.path.lexists(full) else [cert] + [chain] * os.path.lexists(chain)
     try:
         data = b"".join([read_file(path, MAX_OFFER) for path in paths])
         return Version(number or None, folder, *_parse_chain(data))
@@ -2044,32 +2076,33 @@ def stage_key(place, pem, public_key, first=False):
 
 
 def mend_links(place, current, replace=False):
-    """Make the live names links through .current; return (paths made again, path of a key staged).
+    """Make the live names links through .current; return the paths made again.
 
     A private key of other content, put there by hand, is staged first. Somebody's own certificate
     stays until the next deploy, which comes with `replace`.
     """
-    mended, staged = [], None
+    mended = []
     for name in MEMBERS:
         path, target = "%s/%s" % (place.live, name), ".current/" + name
+        words = path
         if os.path.islink(path) and os.readlink(path) == target:
             continue
         real = real_path(place, path)
         data = os.path.lexists(real) and read_file(real, MAX_OFFER)
         if data and data != read_file("%s/%s" % (current.folder, name), MAX_OFFER):
             if name == "privkey.pem":  # no private key is ever thrown away
-                public = _quietly(public_half, data, True)
+                public = quietly(public_half, data, True)
                 if public is None:
                     raise Failure("no-key", "%s is no private key that openssl can read without a "
                                   "passphrase" % path, "put the right one there, or remove it")
-                staged = stage_key(place, data, public)
+                words += " (what was there is staged as %s)" % stage_key(place, data, public)
             elif not replace:
                 continue
         _set_link(target, path)
-        mended.append(path)
+        mended.append(words)
     if mended:
         _sync(place.live)
-    return mended, staged
+    return mended
 
 
 def mend_certificates(current):
@@ -2078,8 +2111,9 @@ def mend_certificates(current):
     mended = []
     for name, ders in (("cert.pem", (current.leaf.der,)), ("chain.pem", current.chain)):
         path, pem = "%s/%s" % (current.folder, name), to_pem(ders)
-        # adopted files may have other line ends
-        if not os.path.lexists(path) or read_file(path, MAX_OFFER).split() != pem.split():
+        # adopted files may have other lines
+        if not os.path.lexists(path) or (
+                b"".join(read_file(path, MAX_OFFER).split()) != b"".join(pem.split())):
             write_file(path, pem, 0o644)
             mended.append(path)
     return mended
@@ -2091,9 +2125,10 @@ def restore_key(lineage):
     current, target = lineage.current, lineage.current.folder + "/privkey.pem"
     paths = [version.folder + "/privkey.pem" for version in load_versions(lineage.place)]
     for path in paths + staged_keys(lineage.place):
-        pem = _quietly(read_file, path, MAX_KEY)
-        if pem and _quietly(public_half, pem, True) == current.leaf.public_key:
-            write_file(target, pem, like=target)
+        pem = quietly(read_file, path, MAX_KEY)
+        if pem and quietly(public_half, pem, True) == current.leaf.public_key:
+            # a version's key has its own mode; a staged one gets that of the file it replaces
+            write_file(target, pem, like=path if path in paths else target)
             return True
     return False
 
@@ -2111,10 +2146,10 @@ def _stage_version(lineage, folder, members, key):
     for name, data in members.items():
         _create("%s/%s" % (folder, name), data, 0o644)
     # a key moved in from a home folder must not keep its SELinux label
-    key_label, label = (_quietly(lambda path: os.getxattr(path, "security.selinux"), path)
+    key_label, label = (quietly(lambda path: os.getxattr(path, "security.selinux"), path)
                         for path in (like or folder, place.archive))
     if key == like and "@" not in os.path.dirname(key) and key_label == label:
-        _quietly(os.link, key, target)  # not between file systems
+        quietly(os.link, key, target)  # not between file systems
     if not os.path.lexists(target):
         pem = key.pem if isinstance(key, Secret) else read_file(key, MAX_KEY)
         _create(target, pem, 0o600, like)
@@ -2203,17 +2238,17 @@ def install_version(lineage, leaf, chain, key, state, found=()):
         if not found:
             _rehearse(staged)
         # said at the end of the run: it does not stop a deployment
-        _quietly(save_state, place, state._replace(owed_version=number, unfinished=number))
+        quietly(save_state, place, state._replace(unfinished=number))
         os.rename(staged, version.folder)  # complete and synced by now
         _sync(place.archive)
         point_to(place, version)
     finally:  # what failed leaves nothing; where the disk does not let, the next run sees to it
-        _quietly(remove_unfinished, place, number, find_litter(place.archive, place.records))
+        quietly(remove_unfinished, place, number, find_litter(place.archive, place.records))
     return version
 
 
 def adopt(lineage):
-    """Return the lineage with its loose files as a version: identical, then links, then one rename.
+    """Make a version of a lineage's loose files, identical, then links, then one rename; return it.
     """
     place, current = lineage.place, lineage.current
     found = {name: read_file(real_path(place, "%s/%s" % (place.live, name)), MAX_OFFER)
@@ -2222,9 +2257,7 @@ def adopt(lineage):
         if not holds_only_certificates(data):  # everybody can read the copy
             raise Failure(None, "%s/%s holds more than certificates" % (place.live, name),
                           "take the rest out")
-    version = install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state,
-                              found)
-    return lineage._replace(current=version, key=version.folder + "/privkey.pem")
+    return install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state, found)
 
 
 def prune(place, current):
@@ -2312,7 +2345,8 @@ def run_hook(hook, config, environment, variables, pass_on):
     with process.stdout as output:
         while piece or not ended:
             ended = process.poll() is not None  # asked first: what it said last is still read
-            ready = select.select([output], [], [], 0 if ended else 0.05)[0]
+            # what it left behind gets time to turn its output elsewhere: SIGPIPE would end it
+            ready = select.select([output], [], [], 0.2 if ended else 0.05)[0]
             piece = os.read(output.fileno(), 65536) if ready else b""
             pass_on(piece)
             last = (last + piece)[-400:]
@@ -2472,9 +2506,9 @@ def format_metrics(pairs, seconds):
 def _trouble(lineage, outcome):
     """Return what the last runs found wrong with the source of a lineage, else ""."""
     state = lineage.state
-    if state.result not in (None, "installed", "unchanged"):
+    if state.reason:
         return "%s %s for %d runs: %s since %s" % (
-            state.source or "its source", state.result, state.runs, state.reason or state.detail,
+            state.source or "its source", state.result, state.runs, state.reason,
             (iso_time(state.since) or "?")[:10])
     stale = state.result and outcome.health in _PLUGIN_STATUS and outcome.why.startswith("expires")
     return "%s still offers the same certificate" % state.source if stale else ""
@@ -2529,9 +2563,6 @@ def status_lines(pairs, now, columns):
 Run = collections.namedtuple("Run", (
     "config environment now command dry_run force network report changes pem litter failure"))
 
-# What is to be deployed, or that there is nothing new (`same`); `key` is a path or a Secret.
-Decision = collections.namedtuple("Decision", "offer leaf chain key same")
-
 
 def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
@@ -2542,87 +2573,74 @@ def is_certbots(place):
         os.path.islink(path) and not os.readlink(path).startswith(".current/") for path in paths)
 
 
-def _load_state(lineage):
-    """Return the lineage with its state; a damaged one is a notice and counts as none."""
-    place = lineage.place
-    try:
-        check_folder(place.records)
-        lineage = lineage._replace(checked=int(os.stat(place.state).st_mtime))
-        return lineage._replace(state=parse_state(read_text(place.state), place.state))
-    except FileNotFoundError:
-        return lineage
-    except Failure as failure:
-        return lineage._replace(notices=("%s: what it held is found out again" % failure,))
-
-
-def _load_conf(lineage):
-    """Return the lineage with its remembered options."""
-    try:
-        given, options = parse_conf(read_text(lineage.place.conf), lineage.place.conf)
-        return lineage._replace(given=given, options=options)
-    except FileNotFoundError:
-        return lineage
-
-
-def _load_set(lineage):
-    """Return the lineage with its certificate in service and its key."""
-    place = lineage.place
-    for folder in (place.config + "/live", place.live, place.records, place.archive):
-        try:
-            check_folder(folder)
-        except FileNotFoundError:
-            pass
-    current = find_current(place)
-    return lineage._replace(current=current, key=find_key(place, current))
+def is_ours(place):
+    """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
+    names = list_folder(place.live)
+    return os.path.lexists(place.conf) or ".current" in names or "privkey.pem" in names and not any(
+        re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) for name in names)
 
 
 def load_lineage(place):
     """Return (Lineage, None or the first Failure): what can be read is there, whatever is wrong."""
-    lineage, failure = Lineage(place, None, NO_OPTIONS, NO_STATE, None, None, None, ()), None
-    for load in (_load_state, _load_conf, _load_set):
+    failures, notices = [], []
+
+    def attempt(load, otherwise=None, flaws=failures):
+        """Return what load() returns, or otherwise; what is not there is no failure."""
         try:
-            lineage = load(lineage)
-        except (Failure, OSError) as error:
-            failure = failure or storage_failure(error)
-    return lineage, failure
+            return load()
+        except FileNotFoundError:
+            pass
+        except Failure as failure:
+            flaws.append(failure)
+        except OSError as error:
+            failures.append(storage_failure(error))
+        return otherwise
+
+    # a damaged state is a notice and counts as none
+    state = attempt(lambda: parse_state(read_text(place.state), place.state), NO_STATE, notices)
+    # None also where it could not be read: then it is not written anew
+    checked = None if failures else attempt(lambda: int(os.stat(place.state).st_mtime))
+    for folder in (place.config + "/live", place.live, place.live + "/.", place.records,
+                   place.archive):
+        attempt(functools.partial(check_folder, folder))
+    # what other users could have put there is not even read
+    current = None if failures else attempt(lambda: find_current(place))
+    key = None if failures else attempt(lambda: find_key(place, current))
+    given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf),
+                             (None, NO_OPTIONS))
+    return Lineage(place, given, options, state, checked, current, key, tuple(notices)), (
+        failures[0] if failures else None)
 
 
 def discover(config):
     """Return ([Place] that `renew` takes, [(name, notice)]) of what is in the config dir."""
-    places, notices = [], []
-    names, records = (os.listdir(folder) if os.path.isdir(folder) else () for folder in (
-        config + "/live", config + "/certferry"))
-    confs = {name[:-5] for name in records if name.endswith(".conf") and name[0] != "."}
-    for place in (Place(config, name) for name in sorted(confs.union(names))):
-        name, here = place.name, os.path.isdir(place.live)
-        if os.path.islink(place.live) and os.path.dirname(os.path.realpath(
-                place.live)) == os.path.realpath(config + "/live"):
+    places, notices, live = [], [], os.path.realpath(config + "/live")
+    confs = {name[:-5] for name in list_folder(config + "/certferry") if name.endswith(".conf")}
+    for name in sorted(confs.union(list_folder(config + "/live"))):
+        place, wrong = Place(config, name), ""
+        here, real = os.path.isdir(place.live), os.path.realpath(place.live)
+        if os.path.dirname(real) == live and os.path.basename(real) != name:
             continue  # an administrator's other name for a lineage
-        wrong = "" if is_lineage_name(name) else "is no host name"
-        if here and os.stat(place.live).st_uid not in (0, os.geteuid()):
-            wrong = "belongs to another user"
-        if wrong:
-            if here or name in confs:  # not certbot's README
-                notices.append((plain(name, 80), "skipped: it " + wrong))
-        elif name in confs or os.path.lexists(place.pointer):
+        if not is_lineage_name(name):
+            wrong = "it is no host name"
+        elif here and os.stat(place.live).st_uid not in (0, os.geteuid()):
+            wrong = "it belongs to another user"
+        elif is_ours(place):
             places.append(place)
         elif os.path.lexists(place.live + "/privkey.pem") and not is_certbots(place):
-            if any(re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", file)
-                   for file in os.listdir(place.live)):
-                notices.append((name, "%s holds certificates of another tool: left alone until "
-                                "certferry %s adopts them" % (place.live, name)))
-            else:
-                places.append(place)
+            wrong = "it holds certificates of another tool: certferry %s adopts them" % name
+        if wrong and (here or name in confs):  # not certbot's README
+            notices.append((plain(name, 80), "skipped: " + wrong))
     return places, notices
 
 
 def public_key_of(path):
-    """Return the public key (DER) of a private key file; ValueError with why not, in words."""
+    """Return the public key (DER) of a private key file; Failure with why not, in words."""
     try:
-        pem = read_file(path, MAX_KEY)
-    except (Failure, OSError) as error:
-        raise ValueError("cannot be used (%s)" % (getattr(error, "strerror", None) or error))
-    return public_half(pem, True)
+        return public_half(read_file(path, MAX_KEY), True)
+    except (OSError, ValueError) as error:
+        raise Failure("no-key", "%s cannot be used: %s" % (
+            path, getattr(error, "strerror", None) or error), "put the right one there")
 
 
 def fits(public_key, leaf):
@@ -2630,35 +2648,38 @@ def fits(public_key, leaf):
     return public_key == leaf.public_key or public_key == leaf_public_key(leaf.der)
 
 
+def no_lineage(place):
+    """Return the Failure of a command for a lineage that is not there."""
+    return Failure(None, "there is no such lineage in %s" % place.live,
+                   "certferry %s sets it up" % place.name)
+
+
 def inspect(place, now):
     """Return the (Lineage, Outcome) of what is on the disk, without touching anything."""
     lineage, failure = load_lineage(place)
     current, state, lines, misfit = lineage.current, lineage.state, [], False
+    if not failure and lineage.given is current is lineage.key is None:
+        failure = no_lineage(place)
     try:
-        if not failure and lineage.given is current is lineage.key is None:
-            failure = Failure(None, "there is no such lineage", "certferry %s sets it up"
-                              % place.name)
-        if current and lineage.key and state.key != key_record(lineage.key, current.leaf):
-            misfit = not fits(public_key_of(lineage.key), current.leaf)
-    except ValueError as error:
-        failure = failure or Failure(None, "%s %s" % (lineage.key, error))
-    for path in staged_keys(place):
+        misfit = current and lineage.key and state.key != key_record(
+            lineage.key, current.leaf) and not fits(public_key_of(lineage.key), current.leaf)
+    except Failure as error:
+        failure = failure or error
+    for path in quietly(staged_keys, place) or ():
         try:
             lines.append("staged key " + describe_key(public_key_of(path)))
-        except ValueError as error:
-            lines.append("%s %s" % (path, error))
+        except Failure as error:
+            lines.append(str(error))
     if current and current.leaf.lifetime <= 10 * DAY:
         lines.append("lives %d days: let the timer run hourly (systemctl edit certferry.timer)"
                      % (current.leaf.lifetime // DAY))
     if lineage.options.enabled == "no":
         lines.append("enabled = no")
-    if failure:
-        lines.insert(0, str(failure))
-        return lineage, Outcome(place.name, "failed", failure.reason, str(failure), failure.hint,
-                                False, False, None, current, "unknown",
-                                "cannot be read: %s" % failure, lines)
-    return lineage, Outcome(place.name, state.result, state.reason, state.detail, "", False, False,
-                            state.source, current, *health_of(lineage, now, misfit), lines=lines)
+    shown = failure or Failure(state.reason, state.detail)
+    return lineage, Outcome(
+        place.name, failure.result if failure else state.result, shown.reason, str(shown),
+        shown.hint, False, state.source, current, *health_of(lineage, now, misfit, failure),
+        lines=[str(failure)] * bool(failure) + lines)
 
 
 def _no_key(lineage):
@@ -2671,48 +2692,36 @@ def _no_key(lineage):
 
 
 def read_roots(path):
-    """Return ([Certificate], PEM bytes) of a --ca-file, (None, b"") without one; or Failure."""
+    """Return [Certificate] of a --ca-file, None without one; or Failure."""
     if path is None:
-        return None, b""
+        return None
     try:
         with open(path, "rb") as file:  # as the caller: its folder may be closed to nobody
             data = file.read(4 * MAX_OFFER)
         roots = [parse_certificate(binascii.a2b_base64(content))
                  for label, content, _ in pem_blocks(data) if label == b"CERTIFICATE"]
-        if roots:
-            return roots, data
-        words = "there is no certificate in PEM form in it"
+        if not roots:
+            raise ValueError("there is no certificate in PEM form in it")
+        return roots
     except (OSError, ValueError) as error:
-        words = getattr(error, "strerror", None) or error
-    raise Failure("untrusted", "the --ca-file %s cannot be used (%s)" % (path, words),
-                  "give a PEM file of roots")
+        raise Failure("untrusted", "the --ca-file %s cannot be used (%s)" % (
+            path, getattr(error, "strerror", None) or error), "give a PEM file of roots")
 
 
-def _parse_offer(offer):
-    """Return [Certificate] of an offer, its leaf first; Failure where one is no strict DER."""
-    try:
-        ders = (offer.leaf,) + (offer.chain or ())
-        if len(ders) > MAX_CERTIFICATES:
-            raise ValueError("more than %d certificates" % MAX_CERTIFICATES)
-        for der in ders:
-            check_strict(der)
-        return [parse_certificate(der) for der in ders]
-    except (ValueError, IndexError) as error:
-        raise Failure("malformed", "%s: a certificate that is no strict DER (%s)" % (
-            offer.source.text, error), "look at what it holds")
+def run_hooks(run, hooks, variables):
+    """Run hooks in order; return [(hook, "" or what went wrong, seconds)]."""
+    return [(hook,) + run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
+            for hook in hooks]
 
 
-def run_hooks(run, hooks, variables, name=""):
-    """Run hooks that are not tried again, alert or post hooks; say whether any started."""
-    started = False
-    for hook in hooks:
-        wrong, seconds = run_hook(hook, run.config, run.environment, variables,
-                                  run.report.pass_on)
-        started = started or seconds > 0
+def run_folder(run, kind, variables, name=""):
+    """Run the alert or post hooks, which are not tried again; say whether any started."""
+    done = run_hooks(run, hook_files(run.config, kind), variables)
+    for hook, wrong, _ in done:
         if wrong:
             run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), (
                 "run it by hand: it is not tried again"), "warning" if name else "problem")
-    return started
+    return any(seconds for _, _, seconds in done)
 
 
 def alert(run, lineage, outcome):
@@ -2720,43 +2729,58 @@ def alert(run, lineage, outcome):
     state, leaf = lineage.state, lineage.current and lineage.current.leaf
     if not alert_wanted(state, outcome.health, run.now):
         return state
-    variables = {
+    told = run_folder(run, "alert", {
         "CERTFERRY_NAME": outcome.name, "CERTFERRY_HEALTH": outcome.health,
         "CERTFERRY_WAS": state.told or "ok", "CERTFERRY_REASON": outcome.reason or "",
         "CERTFERRY_DETAIL": plain(outcome.message or outcome.why),
         "CERTFERRY_NOT_AFTER": iso_time(leaf.not_after) if leaf else "",
-        "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}
-    told = run_hooks(run, hook_files(run.config, "alert"), variables, outcome.name)
+        "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}, outcome.name)
     return state._replace(told=outcome.health, told_at=run.now) if told else state
 
 
 class Crossing:
-    """One lineage's way through a run: from its files to an Outcome.
+    """One lineage's way through a run: a Lineage whose fields change, from its files to an Outcome.
 
-    What goes wrong is kept in `failure`, the first that did: every step is an attempt, and what
-    was pending before is tried again all the same.
+    What goes wrong is kept in `failure`, the gravest that did: every step is an attempt, and what
+    was pending before is tried again all the same. `waiting` is a failure that is only deferred,
+    `offer` what was accepted: with its chain as it is written, its key a path or a Secret.
     """
 
     def __init__(self, run, place):
         """Read what is there."""
-        self.run, self.place, self.failure = run, place, None
-        self.lineage, self.unreadable = load_lineage(place)
-        # as it will be written; the lineage's is as it was read
-        self.state = self.lineage.state._replace(unfinished=0)
-        self.ours, self.due, self.misfit, self.waits = False, True, False, False
-        self.decision, self.fresh, self.changed = None, False, False
-        self.keys, self.added, self.number, self.served, self.lines = None, None, None, [], []
+        self.run, self.place, self.failure = run, place, run.failure
+        self.waiting = self.offer = self.number = self.keys = None
+        self.ours = self.fresh = self.changed = self.misfit = False
+        self.sources, self.served, self.lines = (), [], []
+        self.read()
 
-    def attempt(self, step):
-        """Do a step and return what it returns, or None where it failed."""
-        started = time.monotonic()
+    def read(self):
+        """Take what is on the disk; a version that never became current owes no hooks."""
+        self.before, self.unreadable = load_lineage(self.place)
+        (_, self.given, self.options, state, self.checked, self.current, self.key,
+         _) = self.before
+        if self.run.changes:
+            self.options = parse_options(merge_options(self.given or {}, self.run.changes))
+        number = self.current and self.current.number
+        if state.unfinished not in (0, number) and state.result != "pending":
+            state = state._replace(owed=())
+        self.state = state._replace(unfinished=0)
+
+    def attempt(self, step, *sources):
+        """Do a step and return what it returns, or None where it failed: the gravest failure
+        counts."""
+        started, words = time.monotonic(), "done"
         try:
-            return step()
+            return step(*sources)
         except (Failure, OSError) as error:
-            self.failure = self.failure or storage_failure(error, self.place.config)
+            failure = storage_failure(error, self.place.config)
+            words = str(failure)
+            if not self.failure or gravity(failure) > gravity(self.failure):
+                self.failure = failure
         finally:
-            self.run.report.detail(self.place.name, "%s: %.3f s" % (
-                step.__name__.replace("_", " "), time.monotonic() - started))
+            self.run.report.detail(self.place.name, "%s: %s (%.3f s)" % (
+                " ".join([step.__name__.replace("_", " ")] + [source.text for source in sources]),
+                words, time.monotonic() - started))
         return None
 
     def say(self, message, hint=""):
@@ -2765,70 +2789,60 @@ class Crossing:
 
     def check_ours(self):
         """See that there is a lineage, and that it is certferry's to ferry; Failure otherwise."""
-        run, place, lineage = self.run, self.place, self.lineage
+        run, place = self.run, self.place
         if is_certbots(place):
             raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % place.name, (
                 "to hand it over, mv %s away (not 'certbot delete', which removes the files that "
                 "your servers read), then the same command again" % place.renewal))
-        if run.failure or self.unreadable:
-            raise run.failure or self.unreadable
-        if run.command != "NAME" and lineage.given is None and not os.path.lexists(
-                place.pointer) and (lineage.current or not lineage.key):
-            raise Failure(None, "there is no such lineage: %s is %s" % (
-                place.live, "another tool's" if lineage.current else "not here"),
-                "certferry %s sets it up" % place.name)
+        if run.command != "NAME" and not is_ours(place):
+            raise no_lineage(place)
         self.ours = True
+        if self.unreadable:
+            raise self.unreadable
 
     def prepare(self):
-        """Make whole what an interrupted run or a hand left; Failure where nothing can be ferried,
-        before any network."""
+        """Make whole what an interrupted run or a hand left, and have the first source asked by
+        now; Failure where nothing can be ferried, before any network."""
         self.check_ours()
-        run, place, lineage = self.run, self.place, self.lineage
-        if run.changes:
-            lineage = self.lineage = lineage._replace(options=parse_options(
-                merge_options(lineage.given or {}, run.changes)))
+        run, place = self.run, self.place
         if os.path.lexists(place.renewal):
-            self.say("renewal/%s.conf is %s" % (place.name, "beside a lineage of certferry's" if (
-                os.path.getsize(place.renewal)) else "empty, left by a certbot run that failed"),
-                "move it away, 'certbot renew' fails over it")
-        for notice in lineage.notices:
-            self.say(notice)
-        number = lineage.current and lineage.current.number
-        if self.state.owed and self.state.owed_version != number:  # a run died before its rename
-            before = self.state.owed if self.state.result == "pending" else ()
-            self.state = self.state._replace(owed=before, owed_version=number or 0)
+            self.say("renewal/%s.conf is empty, or stray beside a lineage of certferry's"
+                     % place.name, "move it away, 'certbot renew' fails over it")
+        for notice in self.before.notices:
+            self.say("%s: what it held is found out again" % notice)
         if not run.dry_run:
             self.mend()
         if run.pem is not None:
             self.add_key()
         self.check_key()
-        current = self.lineage.current
-        self.due = self.lineage.options.when == "always" or run.command != "renew" or run.force or (
-            not current or run.now >= due_time(current.leaf))
+        current = self.current
+        if run.command == "NAME" or run.command == "renew" and (
+                run.force or self.options.when == "always" or not current
+                or run.now >= due_time(current.leaf)):
+            self.sources = self.options.sources or (
+                parse_source(endpoint_text(place.name, 443)),)
+            if not self.sources[0].may_hold_key:  # a store is asked later, by this process
+                self.number = self.submit(self.sources[0])
+        if run.command == "renew" or "served-at" in run.changes:
+            self.served = self.look()
 
     def mend(self):
         """Remove what an interrupted run left, make live links whole, see to staged keys."""
-        place, current, key = self.place, self.lineage.current, self.lineage.key
-        removed = remove_unfinished(place, self.lineage.state.unfinished, self.run.litter)
+        place, current = self.place, self.current
+        removed = remove_unfinished(place, self.before.state.unfinished, self.run.litter)
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            mended, staged = mend_links(place, current)
-            if staged:
-                self.say("%s/privkey.pem does not fit the certificate: it is staged as %s" % (
-                    place.live, staged))
-            mended += mend_certificates(current)
+            mended = mend_links(place, current) + mend_certificates(current)
             if mended:
                 self.say("made whole again from the current version: " + " ".join(mended))
+        own = self.key and quietly(read_file, self.key, MAX_KEY)
         for path in staged_keys(place):
-            try:
-                if key and read_file(path, MAX_KEY) == read_file(key, MAX_KEY):
-                    remove(path)  # it has become the lineage's, and the run died there
-                elif self.run.now - os.stat(path).st_mtime > STAGED_KEY_DAYS * DAY:
-                    self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if "
-                             "it was forgotten")
-            except (OSError, Failure) as error:
-                self.say("the staged key %s is left alone (%s)" % (path, error))
+            if own and quietly(read_file, path, MAX_KEY) == own:
+                remove(path)  # it has become the lineage's, and the run died there
+            elif self.run.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
+                self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if it "
+                         "was forgotten")
 
     def add_key(self):
         """Take the private key of --key: the lineage's if it has none, else a staged one."""
@@ -2839,13 +2853,11 @@ class Crossing:
             raise Failure("no-key", "--key: %s" % error, "give one private key as PEM")
         if public in self.own_keys():
             return
-        first = self.lineage.key is None
-        self.added = key if self.run.dry_run else stage_key(self.place, key.pem, public, first)
-        self.keys[public], self.changed = self.added, True
-        self.lines.append("%s  %s" % (
-            "key added  " if first else "staged key ", describe_key(public)))
-        if first and not self.run.dry_run:
-            self.lineage = self.lineage._replace(key=self.added)
+        if not self.run.dry_run:
+            key = stage_key(self.place, key.pem, public, self.key is None)
+            self.key = self.key or key
+        self.keys[public], self.changed = key, True
+        self.lines.append("key added    %s" % describe_key(public))
 
     def check_key(self):
         """See that there is a usable key; Failure (no-key) otherwise.
@@ -2854,67 +2866,49 @@ class Crossing:
         they are. A key that was written through the link and does not fit is staged, and the one
         that fits is put back.
         """
-        lineage, current, place = self.lineage, self.lineage.current, self.place
-        if lineage.key is None:
-            if self.added or any(source.may_hold_key for source in self.lineage.options.sources):
+        current = self.current
+        if self.key is None:
+            if self.own_keys() or any(source.may_hold_key for source in self.options.sources):
                 return
-            raise _no_key(lineage)
-        record = key_record(lineage.key, current.leaf) if current else ""
-        if current and record == lineage.state.key:
+            raise _no_key(self)
+        record = key_record(self.key, current.leaf) if current else ""
+        if current and record == self.state.key:
             return
-        try:
-            public = public_key_of(lineage.key)
-        except ValueError as error:
-            raise Failure("no-key", "%s/privkey.pem %s" % (place.live, error), "put the right one "
-                          "there")
+        public = public_key_of(self.key)
         if current is None or fits(public, current.leaf):
             self.state = self.state._replace(key=record)
-            if os.stat(lineage.key).st_mode & 0o004:
-                self.say("%s/privkey.pem can be read by everybody" % place.live, "chmod o-r")
+            if os.stat(self.key).st_mode & 0o004:
+                self.say("%s/privkey.pem can be read by everybody" % self.place.live, "chmod o-r")
         elif current.number is None:
-            self.lineage = lineage._replace(current=None)  # no set: a key that waits for its offer
+            self.current = None  # no set: a key that waits for its offer
         else:
             self.misfit = True
             if not self.run.dry_run:
-                path = stage_key(place, read_file(lineage.key, MAX_KEY), public)
-                self.misfit = not restore_key(lineage)
-                self.say("a key that does not fit was written over %s: it is staged as %s%s" % (
-                    lineage.key, path, "" if self.misfit else ", and the one that fits is back"))
-
-    def sources(self):
-        """Return the sources in the order in which they are asked."""
-        return self.lineage.options.sources or (parse_source(endpoint_text(self.place.name, 443)),)
-
-    def job(self, source, own=""):
-        """Return the Job that asks a source for this lineage's certificate."""
-        options, current = self.lineage.options, self.lineage.current
-        want, _, way = self.state.way.partition(" ")
-        named = [domain for domain in options.domains if not domain.startswith("*.")]
-        return Job(source.kind, source.host, source.port, options.timeout, options.sni or (
-            named or [self.place.name])[0], checksum(current.leaf.der) if current else "", want,
-            way, own, "")
+                path = stage_key(self.place, read_file(self.key, MAX_KEY), public)
+                self.misfit = not restore_key(self)
+                self.say("a key that does not fit was written over %s: it is staged as %s" % (
+                    self.key, path))
 
     def submit(self, source, **asked):
-        """Ask the network process for an exchange; return its number."""
-        own = "" if self.lineage.options.sources else "own"
-        return self.run.network.submit(self.job(source, own)._replace(**asked))
-
-    def begin(self):
-        """Have the network process ask the first source and look at what is served, by now."""
-        if self.due and not self.sources()[0].may_hold_key:
-            self.number = self.submit(self.sources()[0])
-        if self.run.command == "renew" or "served-at" in self.run.changes:
-            self.look()
+        """Have the network process ask for this lineage's certificate; return the exchange's
+        number."""
+        want, _, way = self.state.way.partition(" ")
+        named = [domain for domain in self.options.domains if not domain.startswith("*.")]
+        job = Job(*source[:3], self.options.timeout, self.options.sni or (
+            named or [self.place.name])[0], checksum(self.current.leaf.der) if self.current else "",
+            want, way, "" if self.options.sources else "own", "")
+        return self.run.network.submit(job._replace(**asked))
 
     def look(self):
-        """Ask the network process what the local services present."""
-        self.served = [(source, self.run.network.submit(self.job(source)))
-                       for source in self.lineage.options.served_at]
+        """Have the network process see what the local services present; return [(Source, number
+        of the exchange)]."""
+        return [(source, self.submit(source, own="")) for source in self.options.served_at]
 
     def not_served(self):
-        """Return what is wrong with the services that look() asked, one line each."""
-        wrong, leaf = [], self.lineage.current.leaf
-        for source, number in self.served:
+        """Return what is wrong with the local services, one line each."""
+        wrong, leaf = [], self.current.leaf
+        served, self.served = self.served or self.look(), []  # what is seen later is another look
+        for source, number in served:
             try:
                 offer = self.run.network.offer(number, source)
                 if offer.leaf != leaf.der:
@@ -2923,278 +2917,223 @@ class Crossing:
                         source.text, iso_time(other.not_before)[:10], other.serial[:20]))
             except (Failure, ValueError) as error:
                 wrong.append(str(error))
-        self.served = []
         return wrong
 
     def own_keys(self):
         """Return {public key: path, or a Secret that is not on disk} of the keys to fit."""
         if self.keys is None:
             self.keys = collections.OrderedDict()
-            for path in [self.lineage.key] * bool(self.lineage.key) + staged_keys(self.place):
+            for path in [self.key] * bool(self.key) + staged_keys(self.place):
                 try:
                     self.keys.setdefault(public_key_of(path), path)
-                except ValueError as error:
-                    self.say("%s %s" % (path, error), "remove it, or bring it again with --key")
+                except Failure as failure:
+                    self.say(failure, failure.hint)
         return self.keys
 
     def wanted(self):
-        """Return what the judge compares an offer with; by force more keys and nothing shut out."""
-        state, current, keys = self.state, self.lineage.current, self.own_keys()
-        versions = [version for version in load_versions(self.place) if current]
+        """Return what the judge compares an offer with; by force more keys, retired ones too."""
+        state, current, keys = self.state, self.current, self.own_keys()
+        versions = load_versions(self.place) if current else []
         rolled = {version.leaf.public_key for version in versions
                   if fingerprint(version.leaf.der) in state.rolled_back} - set(keys)
-        marks = {fingerprint(version.leaf.der) for version in versions
-                 if version.leaf.der != current.leaf.der}
+        replaced = {fingerprint(version.leaf.der) for version in versions
+                    if version.leaf.der != current.leaf.der}
+        # a run that died at a change of keys may have retired the one in service
+        retired = set(state.retired) - {current and fingerprint(current.leaf.public_key)}
         if self.run.force:
+            retired = ()
             for version in versions:
                 keys.setdefault(version.leaf.public_key, version.folder + "/privkey.pem")
-            state, rolled = NO_STATE, ()
-        return Wanted(self.place.name, self.lineage.options.domains, current, keys,
-                      state.retired, marks, state.rolled_back, rolled)
+        return Wanted(self.place.name, self.options.domains, current, keys, retired, replaced,
+                      state.rolled_back, rolled)
 
     def trust(self, leaf, others):
         """Return ("" or why a leaf is not trusted, its chain as it would be written)."""
-        roots, pem = read_roots(self.lineage.options.ca_file)
-        results = []
+        roots, refused = read_roots(self.options.ca_file), None
         for chain in order_chains(leaf, others):
-            flaws = [("the leaf " if depth == 0 else "issuer %d of the chain " % depth) + wrong
+            flaws = [("issuer %d of the chain " % depth if depth else "the leaf ") + wrong
                      for depth, wrong in enumerate(flaw(each, each is leaf)
                                                    for each in (leaf,) + chain) if wrong]
-            wrong = flaws[0] if flaws else verify_chain(leaf, chain, roots, pem, self.run.now)
-            results.append((wrong, chain))
+            wrong = flaws[0] if flaws else verify_chain(leaf, chain, roots, self.run.now)
             if not wrong:
-                break
-        return results[-1] if not results[-1][0] else results[0]
+                return "", chain
+            refused = refused or (wrong, chain)
+        return refused
+
+    def is_news(self, offer):
+        """Say whether an offer is not what is in service, leaf and chain."""
+        current = self.current
+        return not current or (offer.leaf, offer.chain) != (current.leaf.der, current.chain)
 
     def examine(self, offer):
-        """Return the Decision on an offer; Failure where the judge refuses it."""
-        current, changes = self.lineage.current, self.run.changes
-        same = current is not None and offer.leaf == current.leaf.der
-        if same and not ("domain" in changes or "ca-file" in changes) and offer.chain in (
-                None, current.chain):
-            verdict = judge(Evidence(offer, current.leaf, None, None, ""), Wanted(
-                self.place.name, self.lineage.options.domains, current, {}, (), (), (), ()),
-                self.run.now)
-            decision = Decision(offer, current.leaf, current.chain, self.lineage.key, True)
+        """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
+        current = self.current
+        if current and offer.leaf == current.leaf.der and offer.chain is None:
+            offer = offer._replace(chain=current.chain)
+        # the usual run ends here: no openssl process, and only names and dates are asked
+        if self.is_news(offer) or "domain" in self.run.changes or "ca-file" in self.run.changes:
+            evidence, wanted = self.gather(offer)
         else:
-            if same and offer.chain is None:
-                offer = offer._replace(chain=current.chain)
-            verdict, decision = self.examine_new(offer, same)
+            evidence, wanted = Evidence(offer, current.leaf, None, None, ""), Wanted(
+                self.place.name, self.options.domains, current, {}, (), (), (), ())
+        verdict = judge(evidence, wanted, self.run.now, self.run.force)
         if verdict.reason:
             raise Failure(*verdict)
-        return decision
+        return evidence.offer
 
-    def examine_new(self, offer, same):
-        """Return (Verdict, Decision) on an offer that is not just what is in service."""
-        leaf, *others = _parse_offer(offer)
-        public, carried = leaf_public_key(leaf.der), None
+    def gather(self, offer):
+        """Return the (Evidence, Wanted) of an offer that is not just what is in service."""
         try:
+            # what the network process says counts for bytes only: all is parsed here, strictly
+            ders = (offer.leaf,) + (offer.chain or ())
+            for der in ders:
+                check_strict(der)
+            leaf, *others = map(parse_certificate, ders)
+            public = leaf_public_key(leaf.der)
             carried = public_half(offer.key.pem, False) if offer.key else None
-            wrong = "" if public else "openssl cannot read its certificate"
-        except ValueError as error:
-            wrong = "its private key %s" % error
-        if wrong:
-            raise Failure("malformed", "%s: %s" % (offer.source.text, wrong), "look at it")
+            if not public:
+                raise ValueError("openssl cannot read it")
+        except (ValueError, IndexError) as error:
+            raise Failure("malformed", "%s: a certificate that is no strict DER, or a key that is "
+                          "none (%s)" % (offer.source.text, error), "look at what it holds")
         trust, issuers = self.trust(leaf, others)
-        chain, wanted = tuple(issuer.der for issuer in issuers), self.wanted()
+        wanted = self.wanted()
         if not wanted.keys and carried is None:
-            raise _no_key(self.lineage)
-        verdict = judge(Evidence(offer, leaf, public, carried, trust), wanted, self.run.now,
-                        force=self.run.force)
-        if MUST_STAPLE in leaf.extensions and not same and not verdict.reason:
+            raise _no_key(self)
+        if MUST_STAPLE in leaf.extensions and self.is_news(offer):
             self.say("the certificate asks for OCSP stapling", "see that the server staples")
-        return verdict, Decision(offer, leaf, chain, wanted.keys.get(public, offer.key),
-                                 same and chain == self.lineage.current.chain)
+        return Evidence(offer._replace(
+            chain=tuple(issuer.der for issuer in issuers), key=wanted.keys.get(public, offer.key)),
+            leaf, public, carried, trust), wanted
 
-    def ask(self, source):
-        """Return the Decision on what a source offers: of the key type that is here, and of the
-        other addresses of its name where one hands out an older certificate."""
+    def ask(self, source, **asked):
+        """Return the accepted offer of a source: of the key type that is here, and of the other
+        addresses of its name where one hands out an older certificate."""
         if source.may_hold_key:
-            return self.examine(fetch_offer(source, self.lineage.options.timeout,
-                                            self.run.environment))
-        number, self.number = self.number or self.submit(source), None
-        asked, stale = [], None
-        while True:
-            try:
-                offer = self.run.network.offer(number, source)
-            except Failure as failure:
-                raise stale or failure
-            try:
-                return self.examine(offer._replace(way=self.state.way and offer.way and (
-                    "%s %s" % (self.state.way.split()[0], offer.way))))
-            except Failure as failure:
-                if failure.reason == "key-mismatch":
-                    return self.ask_other_type(source, offer, failure)
-                if failure.reason != "older" or len(asked) > MAX_CERTIFICATES:
-                    raise
-                stale = stale or failure
-                asked.append(offer.address)
-                number = self.submit(source, skip=",".join(asked))
-
-    def ask_other_type(self, source, offer, failure):
-        """Return the Decision on the certificate of another key type that the server may have."""
-        offered = key_kind(parse_certificate(offer.leaf).public_key).split()[0]
-        for want in sorted({key_kind(public).split()[0] for public in self.own_keys()} - {offered}):
-            if want in ("RSA", "ECDSA", "Ed25519"):
-                number = self.submit(source, want=want, way="", known="")
+            return self.examine(fetch_offer(source, self.options.timeout, self.run.environment))
+        number, self.number = self.number or self.submit(source, **asked), None
+        offer = self.run.network.offer(number, source)
+        # remembered, so that later runs need no extra exchange for the type of key
+        want = asked.get("want") or self.state.way.partition(" ")[0]
+        try:
+            return self.examine(offer._replace(
+                way=want and offer.way and "%s %s" % (want, offer.way)))
+        except Failure as failure:
+            others, skip = [], asked.get("skip", "").split(",") + [offer.address]
+            if failure.reason == "older" and len(skip) <= MAX_CERTIFICATES:
+                others = [{"skip": ",".join(skip).strip(",")}]
+            elif failure.reason == "key-mismatch" and not asked:
+                offered = key_kind(parse_certificate(offer.leaf).public_key).split()[0]
+                kinds = {key_kind(public).split()[0] for public in self.own_keys()} - {offered}
+                others = [{"want": kind, "way": "", "known": ""} for kind in sorted(kinds)]
+            for other in others:
                 try:
-                    other = self.run.network.offer(number, source)
-                    found = key_kind(parse_certificate(other.leaf).public_key)
-                except (Failure, ValueError):
-                    continue
-                if found.startswith(want):
-                    return self.examine(other._replace(way="%s %s" % (want, other.way)))
-        raise failure
-
-    def decide(self):
-        """Return the Decision of the first source with an acceptable offer; or the gravest Failure.
-
-        Where a renewal is due and a source has only the current leaf, the next one is asked too.
-        """
-        failures, unchanged, current = [], None, self.lineage.current
-        due = current and self.run.now >= due_time(current.leaf)
-        for source in self.sources():
-            started, result = time.monotonic(), "unchanged"
-            try:
-                decision = self.ask(source)
-                if not decision.same:
-                    return decision
-                unchanged = unchanged or decision
-            except Failure as failure:
-                failures.append(failure)
-                result = str(failure)
-            self.run.report.detail(self.place.name, "%s: %s (%.3f s)" % (
-                source.text, result, time.monotonic() - started))
-            if unchanged and not due:
-                break
-        if unchanged:
-            return unchanged
-        raise max(failures, key=gravity)
+                    return self.ask(source, **other)
+                except Failure:
+                    continue  # what was shown first counts
+            raise
 
     def owing(self, leaf, **changes):
         """Return the state that owes everything that a deploy of this leaf runs."""
         retired = set(self.state.retired)
-        if self.run.command != "rollback" and self.lineage.current:
-            retired.add(fingerprint(self.lineage.current.leaf.public_key))
+        if self.run.command != "rollback" and self.current:
+            retired.add(fingerprint(self.current.leaf.public_key))
         return self.state._replace(
-            owed=tuple(deploy_hooks(self.run.config, self.lineage.options)),
+            owed=tuple(deploy_hooks(self.run.config, self.options)),
             retired=tuple(sorted(retired - {fingerprint(leaf.public_key)})), **changes)
 
     def put_in_service(self, version, state):
         """Take note of a version that has become the current one, and of the hooks it owes."""
-        path = version.folder + "/privkey.pem"
-        self.lineage = self.lineage._replace(current=version, key=path)
-        self.state = state._replace(owed_version=version.number,
-                                    key=key_record(path, version.leaf))
-        self.fresh = True
+        self.current, self.key = version, version.folder + "/privkey.pem"
+        self.fresh, self.changed, self.misfit = True, True, False
+        if not self.run.dry_run:
+            self.state = state._replace(unfinished=0, key=key_record(self.key, version.leaf))
 
     def deploy(self):
-        """Make the decided offer the current version."""
-        place, decision, leaf, before = self.place, self.decision, self.decision.leaf, self.lineage
-        if self.run.dry_run:
-            self.lineage = before._replace(key=before.key or place.live, current=Version(
-                next_number(place), "", leaf, decision.chain))
-            self.fresh = True
-            return
-        self.take_over()
-        key = self.lineage.key if decision.key == before.key else decision.key
-        mark = fingerprint(leaf.der)
-        state = self.owing(leaf, way=decision.offer.way, rolled_back=tuple(
+        """Make the accepted offer the current version."""
+        place, offer, leaf = self.place, self.offer, parse_certificate(self.offer.leaf)
+        is_own, mark, before = offer.key == self.key, fingerprint(leaf.der), self.current
+        self.take_over()  # so that there is a version to go back to
+        state = self.owing(leaf, way=offer.way, rolled_back=tuple(
             each for each in self.state.rolled_back if each != mark)[-KEPT_VERSIONS:])
-        version = install_version(self.lineage, leaf, decision.chain, key, state)
-        self.put_in_service(version, state)
-        if decision.key in staged_keys(place):
-            remove(decision.key)
-        prune(place, version)
+        if self.run.dry_run:
+            number = next_number(place) + (self.current is not before)  # one for loose files
+            return self.put_in_service(Version(number, "", leaf, offer.chain), state)
+        key = self.key if is_own else offer.key
+        self.put_in_service(install_version(self, leaf, offer.chain, key, state), state)
+        if key in staged_keys(place):
+            remove(key)
+        prune(place, self.current)  # last: what replaced it is synced by now
 
     def take_over(self):
         """Make a version of loose files; say once what that means for containers."""
-        current = self.lineage.current
-        if not current or current.number or not self.lineage.key:
+        current, place = self.current, self.place
+        if not current or current.number or not self.key:
             return
-        self.changed = True
-        if self.run.dry_run:
-            self.lineage = self.lineage._replace(current=current._replace(
-                number=next_number(self.place)))
-            return
-        plain_files = not os.path.islink(self.place.live + "/fullchain.pem")
-        self.lineage = adopt(self.lineage)
-        self.state = self.state._replace(key=key_record(self.lineage.key, current.leaf))
-        if plain_files:
-            self.say("%s/ holds links now" % self.place.live, "a container needs live and "
+        if not os.path.islink(place.live + "/fullchain.pem"):
+            self.say("what %s/ holds becomes links" % place.live, "a container needs live and "
                      "archive both mounted")
+        self.current = current._replace(number=next_number(place)) if self.run.dry_run else (
+            adopt(self))
+        self.changed, self.key = True, self.current.folder + "/privkey.pem"
+        self.state = self.state._replace(key=key_record(self.key, current.leaf))
 
     def put_in_place(self):
         """Deploy what is new; adopt loose files, and refuse a key that does not fit, beside what
         is not."""
-        before = self.changed
-        if not self.decision.same:
+        live = self.place.live
+        if self.is_news(self.offer):
             self.deploy()
         elif self.run.command == "NAME":
             self.take_over()
-        if self.run.command == "NAME" and (self.fresh or self.changed != before):
-            self.lines += ["certificate  %s/fullchain.pem" % self.place.live,
-                           "private key  %s/privkey.pem" % self.place.live]
-        if self.misfit and not self.fresh:
+        if self.run.command == "NAME" and self.changed:
+            self.lines += ["certificate  %s/fullchain.pem" % live,
+                           "private key  %s/privkey.pem" % live]
+        if self.misfit:
             raise Failure("key-mismatch", "%s/privkey.pem does not fit the certificate in service"
-                          % self.place.live, "bring the right one: certferry %s --key PEM"
-                          % self.place.name)
+                          % live, "bring the right one: certferry %s --key PEM" % self.place.name)
 
     def remember(self):
         """Write the options that this command gave."""
-        given = self.lineage.given or {}
-        merged = merge_options(given, self.run.changes)
-        if merged != given:
+        merged = merge_options(self.given or {}, self.run.changes)
+        if merged != (self.given or {}):
             if not self.run.dry_run:
                 save_conf(self.place, merged)
             self.changed = True
 
-    def hooks_due(self):
-        """Return (hooks to run now, whether something was pending before)."""
-        every, state = deploy_hooks(self.run.config, self.lineage.options), self.state
-        pending = state.owed_version == self.lineage.current.number and bool(
-            state.owed or state.unserved)
-        if self.fresh or self.decision and self.run.force or pending and state.unserved:
-            return every, pending
-        known = (self.lineage.given or {}).get("deploy-hook", ())
-        new = [hook for hook in self.lineage.options.deploy_hooks if hook not in known] if (
-            self.decision or self.waits) and "deploy-hook" in self.run.changes else ()
-        return [hook for hook in every if pending and hook in state.owed or hook in new], pending
-
     def finish(self):
-        """Run the hooks that are due, then look at the services: what is unfinished is pending."""
-        hooks, pending = self.hooks_due()
+        """Run the hooks that are due, all after a deploy, else what is owed or new; then look at
+        the services: what is unfinished is pending."""
+        state, hooks = self.state, deploy_hooks(self.run.config, self.options)
+        pending = bool(state.owed or state.unserved)
+        if not (self.fresh or state.unserved or self.offer and self.run.force):
+            new = [] if self.failure else self.run.changes.get("deploy-hook", [])
+            known = (self.given or {}).get("deploy-hook", [])
+            hooks = [hook for hook in hooks
+                     if hook in state.owed or hook in new and hook not in known]
         if not (hooks or pending or self.fresh or self.served):
             return
-        run, current, unfinished = self.run, self.lineage.current, collections.OrderedDict()
-        variables = {"RENEWED_LINEAGE": self.place.live,  # as certbot sets them
-                     "RENEWED_DOMAINS": " ".join(current.leaf.domains)}
-        for hook in hooks:
-            wrong, seconds = run_hook(hook, run.config, run.environment, variables,
-                                      run.report.pass_on)
-            self.lines.append("hook         %s: %s" % (
-                plain(hook), wrong or "done (%.1f s)" % seconds))
-            if wrong:
-                unfinished[hook] = wrong
-            self.served = []  # what was seen before tells nothing now
-        self.state = self.state._replace(owed=tuple(unfinished), unserved=False,
-                                         owed_version=current.number)
-        for hook, wrong in unfinished.items():
+        done = run_hooks(self.run, hooks, {  # as certbot sets them
+            "RENEWED_LINEAGE": self.place.live,
+            "RENEWED_DOMAINS": " ".join(self.current.leaf.domains)})
+        self.lines += ["hook         %s: %s" % (plain(hook), wrong or "done (%.1f s)" % seconds)
+                       for hook, wrong, seconds in done]
+        failed = [(hook, wrong) for hook, wrong, _ in done if wrong]
+        self.state = state._replace(owed=tuple(hook for hook, _ in failed), unserved=False)
+        for hook, wrong in failed:
             raise Failure("hook", "%s, but a hook failed (%s): %s" % (
                 "installed" if self.fresh else "unchanged", wrong, plain(hook)),
                 "it is tried again at every run; to change it: --deploy-hook")
+        if hooks:
+            self.served = []  # what was seen before tells nothing now
         self.check_served(SERVED_SECONDS if hooks or pending or self.fresh else 0)
 
     def check_served(self, patience):
         """See that the services present the new leaf within `patience` seconds; Failure if not."""
-        deadline, wrong = time.monotonic() + patience, []
-        while self.lineage.options.served_at:
-            if not self.served:
-                self.look()
-            wrong = self.not_served()
-            if not wrong or time.monotonic() > deadline:
-                break
+        deadline, wrong = time.monotonic() + patience, self.not_served()
+        while wrong and time.monotonic() < deadline:  # reloads are asynchronous
             time.sleep(0.5)
+            wrong = self.not_served()
         self.state = self.state._replace(unserved=bool(wrong))
         if wrong:
             waited = ": hooks ran, %d s waited" % patience if patience else ""
@@ -3204,120 +3143,115 @@ class Crossing:
 
     def can_wait(self):
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
-        reason, lineage, now = self.failure.reason, self.lineage, self.run.now
+        reason, current, now = self.failure.reason, self.current, self.run.now
         if reason == "not-yet-valid":  # no clock at boot
-            return bool(lineage.current) and now < lineage.current.leaf.not_before
+            return bool(current) and now < current.leaf.not_before
         return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
             self.run.command == "renew" and not self.run.network.broken
-            and lineage.current is not None and health_of(lineage, now, self.misfit)[0] == "ok")
+            and health_of(self, now, self.misfit)[0] == "ok")
 
     def cross(self):
-        """Ask, judge, deploy and remember, as far as nothing goes wrong."""
-        crossing = self.run.command == "NAME"
-        if self.due:
-            self.decision = self.attempt(self.decide)
-        if self.decision:
+        """Ask, judge, deploy and remember, as far as nothing goes wrong.
+
+        Where a renewal is due and a source has only the current leaf, the next one is asked too.
+        """
+        due = self.current and self.run.now >= due_time(self.current.leaf)
+        for source in self.sources:
+            offer = self.attempt(self.ask, source)
+            if offer and (not self.offer or self.is_news(offer)):
+                self.offer = offer
+            if self.offer and (not due or self.is_news(self.offer)):
+                break
+        if self.offer:
+            self.failure = None  # of another source
             self.attempt(self.put_in_place)
-        self.waits = bool(self.failure) and self.can_wait()
+        if self.failure and self.can_wait():
+            self.failure, self.waiting = None, self.failure
         if self.failure and self.failure.reason == "storage":
-            self.reload()
-        if crossing and (self.waits or not self.failure):
+            self.read()  # the fault may have come after the rename: then hooks are owed
+        if not self.failure and self.run.command == "NAME":
             self.attempt(self.remember)
-
-    def reload(self):
-        """Read again what is on the disk after a fault: the state may owe hooks by now."""
-        self.lineage = load_lineage(self.place)[0]._replace(options=self.lineage.options)
-        current, state = self.lineage.current, self.lineage.state
-        if current and current.number and state.owed_version == current.number:
-            self.state = state
-
-    def ferry(self):
-        """Cross, or roll back, then run the hooks: the story of one lineage; return
-        (Lineage, Outcome)."""
-        if not self.failure and self.run.command == "rollback":
-            self.attempt(self.roll_back)
-        elif not self.failure:
-            self.cross()
-        if self.ours and self.lineage.current and not self.run.dry_run and (
-                self.run.command != "rollback" or self.fresh):
-            waiting, self.failure = (self.failure, None) if self.waits else (None, self.failure)
-            self.attempt(self.finish)
-            self.waits = self.waits and not self.failure  # what is pending comes first
-            self.failure = self.failure or waiting
-        return self.conclude()
 
     def roll_back(self):
         """Make the version before current again, and keep the one rolled back from out."""
-        place, now, before = self.place, self.run.now, self.lineage.current
-        target = before and rollback_target(self.lineage)
+        place, now, before = self.place, self.run.now, self.current
+        target = before and rollback_target(self)
         if target is None:
             raise Failure(None, "there is no earlier version to go back to", (
                 "versions are kept in %s/%s@N" % (place.archive, place.name)))
         leaf = target.leaf
         if not leaf.not_before <= now <= leaf.not_after:
             raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
-                "version %d is not valid now (%s to %s)" % (target.number, iso_time(
-                    leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
+                "version %d is not valid now" % target.number), "the version in service stays")
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
-        state = self.owing(leaf, owed_version=target.number, rolled_back=(
+        state = self.owing(leaf, unfinished=target.number, rolled_back=(
             self.state.rolled_back + (fingerprint(before.leaf.der),)))
         if not self.run.dry_run:
-            save_state(place, state)
+            save_state(place, state)  # first, so that a run that dies in between owes the hooks
             point_to(place, target)
         self.put_in_service(target, state)
 
-    def result(self):
-        """Return the result word of this crossing."""
-        if not self.failure:
-            return "installed" if self.fresh else "unchanged" if self.decision else "not-due"
-        return "pending" if self.failure.reason in ("hook", "not-served") else (
-            "deferred" if self.waits else self.failure.result)
+    def ferry(self):
+        """Cross, or roll back, then run the hooks: the story of one lineage; return
+        (what its Lineage has become, Outcome)."""
+        is_rollback = self.run.command == "rollback"
+        if is_rollback and not self.failure:
+            self.attempt(self.roll_back)
+        elif not self.failure:
+            self.cross()
+        self.ours = self.ours and (self.fresh or not is_rollback)
+        if self.ours and self.current and not (self.unreadable or self.run.dry_run):
+            self.attempt(self.finish)
+        return self, self.conclude()
 
-    def recorded(self, result):
+    def recorded(self, result, failure):
         """Return the State after this crossing: how it ended, since when and for how many runs."""
-        state, failure, decision = self.state, self.failure, self.decision
+        state, offer, since, runs = self.state, self.offer, None, 0
         if result == "not-due":
             return state
-        sound = result in SOUND or failure and failure.reason == "rolled-back"
-        good = None if sound else last_good(self.lineage, self.run.now)
-        if decision:
-            state = state._replace(source=decision.offer.source.text, way=decision.offer.way,
-                                   upstream_not_after=decision.leaf.not_after)
-        if not failure:
-            return state._replace(result=result, reason=None, detail="", runs=0, since=None,
-                                  good=good)
-        again = (state.result, state.reason) == (result, failure.reason)
+        if offer:
+            state = state._replace(source=offer.source.text, way=offer.way,
+                                   upstream_not_after=parse_certificate(offer.leaf).not_after)
+        if result not in ("installed", "unchanged"):
+            again = (state.result, state.reason) == (result, failure.reason)
+            since, runs = (state.since, state.runs + 1) if again else (self.run.now, 1)
+        sound = result in SOUND or failure.reason == "rolled-back"
         return state._replace(
-            result=result, reason=failure.reason, detail=plain(failure), good=good,
-            since=state.since if again else self.run.now, runs=state.runs + 1 if again else 1)
+            result=result, reason=failure.reason, detail=plain(failure), since=since, runs=runs,
+            good=None if sound else last_good(self, self.run.now))
 
     def conclude(self):
-        """Record how the crossing ended, alert who wants it, and return (Lineage, Outcome)."""
-        run, failure, result, before = self.run, self.failure, self.result(), self.lineage
-        lineage = before._replace(
-            state=self.recorded(result), checked=before.checked if (
-                result == "not-due" or run.failure) else run.now)
-        health, why = ("unknown", "") if self.unreadable else health_of(
-            lineage, run.now, self.misfit and not self.fresh)
+        """Record how the crossing ended, alert who wants it, and return the Outcome."""
+        run, place = self.run, self.place
+        failure = self.failure or self.waiting  # what is pending comes first
+        result = "installed" if self.fresh else "unchanged" if self.offer else "not-due"
+        if failure:
+            result = failure.result if self.failure else "deferred"
+        shown = failure or Failure(None, "")
+        self.state = self.recorded(result, shown)
+        if result != "not-due" and not run.failure:
+            self.checked = run.now
         outcome = Outcome(
-            self.place.name, result, failure.reason if failure else None, str(failure or ""),
-            failure.hint if failure else "", self.changed or self.fresh, self.fresh,
-            self.decision and self.decision.offer.source.text, lineage.current, health, why,
-            self.lines)
-        known = not failure or os.path.lexists(self.place.conf) or (
-            lineage.current.number if lineage.current else run.command == "renew" and lineage.key)
-        ours = self.ours or self.unreadable and not run.failure
-        if ours and known and not run.dry_run and (run.command != "rollback" or self.fresh):
-            state = alert(run, lineage, outcome)
+            place.name, result, shown.reason, str(shown), shown.hint, self.changed,
+            self.offer and self.offer.source.text, self.current,
+            *health_of(self, run.now, self.misfit, self.unreadable), lines=self.lines)
+        known = run.command != "NAME" or not self.failure or any(
+            map(os.path.lexists, (place.conf, place.pointer)))
+        unread = self.before.checked is None and os.path.lexists(place.state)
+        ours = self.ours or shown.reason == "certbot" and is_ours(place)
+        if ours and known and not (unread or run.dry_run):
+            self.state = alert(run, self, outcome)
             try:
-                if state != before.state or before.checked is None:
-                    save_state(self.place, state)
-                if result != "not-due":
-                    touch_state(self.place, run.now)
-            except (Failure, OSError) as error:
-                run.report.problem(self.place.name, "not recorded: %s" % error, "see to the disk")
-        return lineage, outcome
+                # where nothing is new only the time of change is set: that of the last check
+                is_new = self.state != self.before.state or self.before.checked is None
+                if is_new:
+                    save_state(place, self.state)
+                if is_new or result != "not-due":
+                    touch_state(place, self.checked or run.now)
+            except (Failure, OSError) as error:  # it does not stop a deployment
+                run.report.problem(place.name, "not recorded: %s" % error, "see to the disk")
+        return outcome
 
 
 def _in_turn(crossings, network):
@@ -3343,12 +3277,11 @@ def ferry_all(run, places):
     """
     crossings, pairs = [], []
     for crossing in (Crossing(run, place) for place in sorted(set(places))):
-        if run.command == "renew" and crossing.lineage.options.enabled == "no":
+        if run.command == "renew" and crossing.options.enabled == "no":
             run.report.line("%s: skipped: enabled = no in its conf" % crossing.place.name)
             continue
-        crossing.attempt(crossing.prepare)
-        if not crossing.failure and run.command != "rollback":
-            crossing.begin()
+        if not run.failure:
+            crossing.attempt(crossing.prepare)
         crossings.append(crossing)
     for position, crossing in enumerate(_in_turn(crossings, run.network), 1):
         run.report.step(position, len(crossings), crossing.place.name)
@@ -3360,13 +3293,12 @@ def ferry_all(run, places):
 def post_hooks(run, pairs):
     """Run certbot's post hooks once where something was deployed."""
     names = {"RENEWED_DOMAINS": [], "FAILED_DOMAINS": []}
-    for _, outcome in pairs:
-        if outcome.fresh or outcome.result in ("failed", "refused"):
-            names["RENEWED_DOMAINS" if outcome.fresh else "FAILED_DOMAINS"].extend(
+    for crossing, outcome in pairs:
+        if crossing.fresh or outcome.result in ("failed", "refused"):
+            names["RENEWED_DOMAINS" if crossing.fresh else "FAILED_DOMAINS"].extend(
                 outcome.version.leaf.domains if outcome.version else (outcome.name,))
     if names["RENEWED_DOMAINS"] and not run.dry_run:
-        run_hooks(run, hook_files(run.config, "post"), {
-            key: " ".join(domains) for key, domains in names.items()})
+        run_folder(run, "post", {key: " ".join(domains) for key, domains in names.items()})
 
 
 def write_metrics(path, pairs, places, now, started, report):
@@ -3387,10 +3319,10 @@ def write_metrics(path, pairs, places, now, started, report):
 COMMANDS = ("renew", "status", "rollback")
 
 SHORT_HELP = """\
-certferry NAME [--from HOST[:PORT]] [options]   set up lineage NAME, ferry it now, start the timer
-certferry renew [NAME...] [options]             ferry every lineage: what the timer runs
-certferry status [NAME...] [options]            what is here, how healthy it is, what is pending
-certferry rollback NAME [options]               make the previous version current again"""
+certferry NAME [--from HOST] [options]  set up lineage NAME, ferry it now, start the timer
+certferry renew [NAME...] [options]     ferry every lineage: what the timer runs
+certferry status [NAME...] [options]    what is here, how healthy it is, what is pending
+certferry rollback NAME [options]       make the previous version current again"""
 
 _EXAMPLES = {
     "NAME": """
@@ -3401,18 +3333,9 @@ SOURCE is HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST[:PORT]/MOUNT/PATH, 
 or with STARTTLS one of ftp imap ldap mysql pop3 postgres smtp xmpp and ://HOST[:PORT].
 What is remembered with the lineage stands first; an empty value forgets it.
 """,
-    "renew": """
-  certferry renew                       every lineage, as the timer does
-  certferry renew example.com --force   one, also where it was refused as older or rolled back
-""",
-    "status": """
-  certferry status                      a line for monitoring, then a table; no network
-exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN
-""",
-    "rollback": """
-  certferry rollback example.com        the previous version is current again, the hooks run
-  certferry renew example.com --force   forward again
-"""}
+    "renew": "\n  certferry renew example.com --force   one, though refused as older, say\n",
+    "status": "\n  certferry status   exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN\n",
+    "rollback": "\n  certferry renew example.com --force   goes forward again\n"}
 
 # What each option takes, the commands it goes with (NAME is `certferry NAME`), what it does.
 _TABLE = """\
@@ -3440,10 +3363,11 @@ help         -           all           this, of a command too
 version      -           all           the version of certferry"""
 _OPTIONS = collections.OrderedDict(
     (line.split()[0], re.split("  +", line)[1:]) for line in _TABLE.split("\n"))
+_TAKING = [name for name, (takes, _, _) in _OPTIONS.items() if takes != "-"]
 _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
 
-_HABITS = {"certificates": "status", "list": "status", "show": "status", "certonly": "NAME",
-           "run": "NAME", "install": "NAME", "update": "renew", "revert": "rollback"}
+# What who knows certbot may type.
+_HABITS = {"certificates": "status", "certonly": "NAME", "run": "NAME", "update": "renew"}
 
 
 def _help(command):
@@ -3453,26 +3377,29 @@ def _help(command):
     lines = ["  %-27s %s" % ("%4s--%s %s" % (short.get(name, ""), name, takes.strip("-")), words)
              for name, (takes, commands, words) in _OPTIONS.items()
              if commands == "all" or command in commands]
-    return "\n".join(usage + [_EXAMPLES[command]] + lines)
+    return "usage: " + "\n       ".join(usage) + "\n" + "\n".join([_EXAMPLES[command]] + lines)
 
 
 def _nearest(word):
     """Return what a word was meant to be, certbot's habits included."""
     import difflib
+    known = list(COMMANDS) + list(_OPTIONS if word.startswith("--") else ())
     word = word.strip("-")
-    known = list(COMMANDS) + list(_OPTIONS if len(word) > 1 else ())
     found = _HABITS.get(word) or (difflib.get_close_matches(word, known, 1, 0) or COMMANDS)[0]
     return "--" + found if found in _OPTIONS else "certferry " + found
 
 
 def _parse_words(arguments):
-    """Return ({option: [value, ...]}, [word, ...], "" or what is wrong) of a command line.
+    """Return ({option: [value, or None without one, ...]}, [word, ...]) of a command line.
 
     Options may stand before and after words; argparse would do it for 5 ms at every start.
     """
-    options, words, wrong, rest = {}, [], "", list(arguments)
+    options, words, rest = {}, [], list(arguments)
     while rest:
         word = rest.pop(0)
+        if word == "--":
+            words, rest = words + rest, []
+            continue
         if not word.startswith("-") or word == "-":
             words.append(word)
             continue
@@ -3480,18 +3407,11 @@ def _parse_words(arguments):
         if word[1] != "-" and len(flag) > 2:  # -qv, -dexample.com
             rest.insert(0, word[2:] if word[1] == "d" else "-" + word[2:])
             flag, equals = word[:2], ""
-        name = flag[2:] if flag.startswith("--") else _SHORT.get(flag)
-        if name not in _OPTIONS:
-            wrong = wrong or "unknown option %s: did you mean %s? certferry --help lists all" % (
-                plain(word, 60), _nearest(flag))
-            continue
-        takes = _OPTIONS[name][0].strip("-")
-        if takes and not equals and rest and not rest[0].startswith("--"):
+        name = flag[2:] if flag[2:] in _OPTIONS else _SHORT.get(flag, flag)
+        if not equals and name in _TAKING and rest and not rest[0].startswith("--"):
             equals, value = "=", rest.pop(0)
-        if bool(takes) != bool(equals):
-            wrong = wrong or "--%s %s" % (name, "needs a " + takes if takes else "takes no value")
-        options.setdefault(name, []).append(value)
-    return options, words, wrong
+        options.setdefault(name, []).append(value if equals else None)
+    return options, words
 
 
 def _absolute(key, text):
@@ -3501,42 +3421,54 @@ def _absolute(key, text):
     return os.path.abspath(text) if key == "ca-file" and text else text
 
 
-def _parse_names(words, command, changes):
+def _parse_names(words, command, options):
     """Return [NAME] of the words after a command; Usage for what is none. *.NAME adds a domain."""
     names = []
     for word in words:
         wildcard = command == "NAME" and word.startswith("*.")
         try:
-            name = host_name(word[2 * wildcard:])
+            names.append(host_name(word[2 * wildcard:]))
         except ValueError:
-            name = ""
-        if not is_lineage_name(name):
+            names.append("")
+        if not is_lineage_name(names[-1]):
             raise Usage("%s is no host name and no command: did you mean %s?" % (
                 plain(word, 60), _nearest(word)))
-        names.append(name)
         if wildcard:
-            changes["domain"] = changes.get("domain", []) + ["*." + name]
+            options.setdefault("domain", []).append("*." + names[-1])
+    if len(names) != 1 and command in ("NAME", "rollback"):
+        raise Usage("one NAME at a time is needed: see certferry --help")
+    if "force" in options and not names:
+        raise Usage("renew --force needs a NAME: certferry renew NAME --force")
     return names
 
 
-def _check_arguments(options, command, names, changes):
-    """Raise Usage where options and command do not go together, or a value is wrong."""
-    for key in options if command else ():
-        commands = _OPTIONS[key][1]
-        if commands != "all" and command not in commands:
-            raise Usage("--%s does not go with %s: see certferry --help" % (key, command))
-    if len(names) != 1 and command in ("NAME", "rollback"):
-        raise Usage("one NAME at a time is needed: see certferry --help")
-    if "" in options.get("config-dir", ()):
-        raise Usage("--config-dir: it is empty")
-    if "force" in options and not names:
-        raise Usage("renew --force needs a NAME: certferry renew NAME --force")
-    if not re.match(r"\d{1,6}\Z", options.get("jitter", ["0"])[-1]):
-        raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][-1], 40))
+def _parse_changes(options):
+    """Return {option: [text, ...]} of the options to remember; Usage where one is wrong."""
+    changes = {key: [_absolute(key, text) for text in texts]
+               for key, texts in options.items() if key in REMEMBERED}
     try:
         parse_options(merge_options({}, changes))
     except ValueError as error:
         raise Usage("--%s: %s" % error.args)
+    return changes
+
+
+def _check_options(options, command):
+    """Raise Usage where an option is unknown, lacks its value or does not go with the command."""
+    for name, values in options.items():
+        if name not in _OPTIONS:
+            raise Usage("unknown option %s: did you mean %s? certferry --help lists all" % (
+                plain(name, 60), _nearest(name)))
+        takes, commands, _ = _OPTIONS[name]
+        if (name in _TAKING) != (None not in values):
+            raise Usage("--%s takes %s" % (name, takes.replace("-", "no value")))
+        if command and commands != "all" and command not in commands:
+            raise Usage("--%s does not go with %s: see certferry --help" % (name, command))
+    if not re.match(r"\d{1,6}\Z", options.get("jitter", ["0"])[-1]):
+        raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][-1], 40))
+    for name in ("config-dir", "metrics"):
+        if "" in options.get(name, ()):
+            raise Usage("--%s: it is empty" % name)
 
 
 def jitter_delay(seconds, host_id=None):
@@ -3553,26 +3485,16 @@ def jitter_delay(seconds, host_id=None):
     return seconds * (int.from_bytes(digest[:6], "big") / float(1 << 48))
 
 
-def _read_key_option(value):
-    """Return the PEM bytes that --key names; Failure where they cannot be read."""
-    try:
-        with open(0 if value == "-" else value, "rb", closefd=value != "-") as file:
-            return file.read(MAX_KEY)
-    except (OSError, ValueError) as error:
-        raise Failure("no-key", "--key %s: %s" % (value, getattr(error, "strerror", None) or error),
-                      "give a PEM file, or - for standard input")
-
-
-def _systemctl(*arguments):
+def _systemctl(*words):
     """Return (exit status, output) of systemctl for the timer."""
     import subprocess
     try:
-        done = subprocess.run(("systemctl",) + arguments + ("certferry.timer",), timeout=60,
+        done = subprocess.run(("systemctl",) + words + ("certferry.timer",), timeout=60,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)
     except (OSError, subprocess.SubprocessError) as error:
-        return 1, plain(error, 120)
-    return done.returncode, plain(done.stdout.decode("utf-8", "replace").strip(), 120)
+        return 1, str(error)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def start_timer(run):
@@ -3604,7 +3526,6 @@ def _run_status(config, names, options, now, report):
     started = time.monotonic()
     try:
         places = [Place(config, name) for name in names] or discover(config)[0]
-        os.listdir(config)
     except OSError as error:
         report.line("CERTFERRY UNKNOWN - %s" % storage_failure(error))
         if report.as_json:
@@ -3612,60 +3533,57 @@ def _run_status(config, names, options, now, report):
         return 3
     pairs = [inspect(place, now) for place in sorted(places)]
     if "metrics" in options:
-        write_metrics(options["metrics"][-1], pairs, [], now, started, report)
+        write_metrics(os.path.abspath(options["metrics"][-1]), pairs, [], now, started, report)
     if report.as_json:
         report.document(pairs)
-    columns = os.get_terminal_size(1).columns if os.isatty(1) else 0
-    status, lines = status_lines(pairs, now, columns or 1000)
+    columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
+    status, lines = status_lines(pairs, now, columns)
     report.line("\n".join(lines))
     return status
 
 
 def _open_config(run, options):
     """Hold the config dir, made for a first key; return the Run with what is read before work."""
-    if "key" in options:
-        run = run._replace(pem=_read_key_option(options["key"][-1]))
-    if not os.path.lexists(run.config):
-        if run.command != "NAME":
-            raise Failure(None, "there is no %s" % run.config, "certferry NAME sets it up")
-        if run.pem is None or run.dry_run:
-            return run
+    try:
+        for path in options.get("key", [])[-1:]:
+            with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
+                run = run._replace(pem=file.read(MAX_KEY))
+    except (OSError, ValueError) as error:
+        raise Failure("no-key", "--key %s: %s" % (path, getattr(error, "strerror", None) or error),
+                      "give a PEM file, or - for standard input")
+    if run.pem is not None and not run.dry_run:
         make_folder(run.config)
+    if run.command == "NAME" and not os.path.lexists(run.config):
+        return run
     check_folder(run.config)
     lock(run.config)
     run = run._replace(litter=find_litter(run.config + "/archive", run.config + "/certferry"))
     path = run.config + "/certferry/environment"
-    if not os.path.lexists(path):
-        return run
-    check_folder(os.path.dirname(path))
-    return run._replace(environment=dict(
-        run.environment, **parse_environment(read_text(path), path)))
-
-
-def _find_places(run):
-    """Return the places of all lineages that `renew` takes; what is left alone is named."""
-    places, notices = discover(run.config)
-    for name, notice in notices:
-        run.report.problem(name, notice, kind="warning")
-    return places
+    if os.path.lexists(path):
+        check_folder(os.path.dirname(path))
+        run.environment.update(parse_environment(read_text(path), path))
+    return run
 
 
 def _run_ferry(run, names, options):
     """Do what was asked; return [(Lineage, Outcome)]."""
-    started, places = time.monotonic(), [Place(run.config, name) for name in names]
+    started, places, notices = time.monotonic(), [Place(run.config, name) for name in names], ()
     try:
         run = _open_config(run, options)
-        places = places or _find_places(run)
+        if not names:
+            places, notices = discover(run.config)
     except (Failure, OSError) as error:
         run = run._replace(failure=storage_failure(error))
         if not names:
             run.report.problem("", run.failure, run.failure.hint)
+    for name, notice in notices:
+        run.report.problem(name, notice, kind="warning")
     pairs = ferry_all(run, places)
     post_hooks(run, pairs)
     metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[-1]
     if metrics and run.command == "renew" and not run.dry_run:
-        every = discover(run.config)[0] if os.path.isdir(run.config) else ()
-        write_metrics(metrics, pairs, every, run.now, started, run.report)
+        write_metrics(os.path.abspath(metrics), pairs, discover(run.config)[0], run.now, started,
+                      run.report)
     if run.command == "NAME" and not ("no-timer" in options or run.dry_run) and (
             pairs[0][1].result in WELL + SOUND):
         (lineage, outcome), = pairs
@@ -3675,18 +3593,15 @@ def _run_ferry(run, names, options):
 
 def main(arguments):
     """Do what the command line asks; return the exit status."""
-    options, words, wrong = _parse_words(arguments)
+    options, words = _parse_words(arguments)
     command = "NAME" if words and words[0] not in COMMANDS else "".join(words[:1])
-    changes = {key: [_absolute(key, text) for text in texts]
-               for key, texts in options.items() if key in REMEMBERED}
-    if not wrong and ("version" in options or "help" in options):
+    if "version" in options or "help" in options:
         Reporter().line("certferry " + __version__ if "version" in options else _help(command))
         return 0
     try:
-        if wrong:
-            raise Usage(wrong)
-        names = _parse_names(words[command != "NAME":], command, changes)
-        _check_arguments(options, command, names, changes)
+        _check_options(options, command)
+        names = _parse_names(words[command != "NAME":], command, options)
+        changes = _parse_changes(options)
     except Usage as error:
         Reporter().problem("", error)
         return 3 if command == "status" else 2
@@ -3701,13 +3616,11 @@ def main(arguments):
     report = Reporter("quiet" in options, "verbose" in options, "json" in options, dry_run, now)
     if command == "status":
         return _run_status(config, names, options, now, report)
-    network = Network()
+    network = Network()  # forked before any key or credential is read
     run = Run(config, dict(os.environ), now, command, dry_run, "force" in options, network, report,
               changes, None, (), None)
-    try:
-        pairs = _run_ferry(run, names, options)
-    finally:
-        network.close()
+    pairs = _run_ferry(run, names, options)
+    network.close()
     if report.as_json:
         report.document(pairs)
     return 1 if report.failed else 0

@@ -764,9 +764,9 @@ class Alerts(Scene):
         leaf = certferry.parse_certificate(world.certificates(FIRST.cert)[0])
         for field, expected in (
                 ("NAME", NAME), ("WAS", "ok"), ("HEALTH", "warning"), ("REASON", "hook"),
-                ("NOT_AFTER", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(leaf.not_after))),
-                ("DAYS_LEFT", "88")):
+                ("NOT_AFTER", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(leaf.not_after)))):
             self.assertEqual(expected, values["CERTFERRY_" + field])
+        self.assertIn(values["CERTFERRY_DAYS_LEFT"], ("88", "89"))  # 89 in the second of its issue
         self.assertIn("false", values["CERTFERRY_DETAIL"])
 
     def test_of_a_key_alone(self):
