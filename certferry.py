@@ -455,6 +455,8 @@ _STORED = {field.replace("_", "-"): (field, _READERS.get(field, str)) for field 
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
+    if "[state]\n" not in text:
+        raise _bad_line(path, 1, "there is no [state] in it")
     found = _read_record(text.replace("[state]\n", "\n", 1), path)
     # a later version may have written more
     return _parse_record({key: found[key] for key in found if key in _STORED}, path, _STORED,
@@ -2757,6 +2759,7 @@ class Crossing:
     def read(self):
         """Take what is on the disk; a version that never became current owes no hooks."""
         self.before, self.unreadable = load_lineage(self.place)
+        self.unread = self.before.checked is None and os.path.lexists(self.place.state)
         (_, self.given, self.options, state, self.checked, self.current, self.key,
          _) = self.before
         if self.run.changes:
@@ -3238,9 +3241,8 @@ class Crossing:
             *health_of(self, run.now, self.misfit, self.unreadable), lines=self.lines)
         known = run.command != "NAME" or not self.failure or any(
             map(os.path.lexists, (place.conf, place.pointer)))
-        unread = self.before.checked is None and os.path.lexists(place.state)
         ours = self.ours or shown.reason == "certbot" and is_ours(place)
-        if ours and known and not (unread or run.dry_run):
+        if ours and known and not (self.unread or run.dry_run):
             self.state = alert(run, self, outcome)
             try:
                 # where nothing is new only the time of change is set: that of the last check
