@@ -1371,11 +1371,11 @@ class Network:
         self.answers[number], self.heard = None, time.monotonic()
         self.longest = max(self.longest, job.timeout)
         # shorter than PIPE_BUF: it goes at once or not at all
-        line = "\t".join(plain(field, MAX_KEY) for field in (self.count,) + job) + "\n"
+        line = "\t".join(map(str, (self.count,) + job)) + "\n"
         try:
             if not self.broken and not select.select([], [self.to_jobs], [], 5)[1]:
                 self.broken = "does not listen"
-            os.write(self.to_jobs, line.encode("ascii"))
+            os.write(self.to_jobs, line.encode("ascii", "replace"))
         except OSError:
             pass  # answer() tells what became of it
         return number
@@ -1830,7 +1830,10 @@ def check_folder(path):
 
 def list_folder(folder):
     """Return the names in a folder, sorted; none where there is no folder."""
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def read_file(path, limit, private=False):
@@ -2113,6 +2116,8 @@ def mend_certificates(current):
     mended = []
     for name, ders in (("cert.pem", (current.leaf.der,)), ("chain.pem", current.chain)):
         path, pem = "%s/%s" % (current.folder, name), to_pem(ders)
+        if os.path.isfile(path) and os.path.getsize(path) == len(pem):
+            continue  # it costs nothing, and what overwrites a file is hardly as long
         # adopted files may have other lines
         if not os.path.lexists(path) or (
                 b"".join(read_file(path, MAX_OFFER).split()) != b"".join(pem.split())):
@@ -2577,8 +2582,10 @@ def is_certbots(place):
 
 def is_ours(place):
     """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
+    if os.path.lexists(place.conf) or os.path.lexists(place.pointer):
+        return True
     names = list_folder(place.live)
-    return os.path.lexists(place.conf) or ".current" in names or "privkey.pem" in names and not any(
+    return "privkey.pem" in names and not any(
         re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) for name in names)
 
 
@@ -2620,8 +2627,8 @@ def discover(config):
     confs = {name[:-5] for name in list_folder(config + "/certferry") if name.endswith(".conf")}
     for name in sorted(confs.union(list_folder(config + "/live"))):
         place, wrong = Place(config, name), ""
-        here, real = os.path.isdir(place.live), os.path.realpath(place.live)
-        if os.path.dirname(real) == live and os.path.basename(real) != name:
+        here = os.path.isdir(place.live)
+        if os.path.islink(place.live) and os.path.dirname(os.path.realpath(place.live)) == live:
             continue  # an administrator's other name for a lineage
         if not is_lineage_name(name):
             wrong = "it is no host name"
@@ -2839,8 +2846,8 @@ class Crossing:
             mended = mend_links(place, current) + mend_certificates(current)
             if mended:
                 self.say("made whole again from the current version: " + " ".join(mended))
-        own = self.key and quietly(read_file, self.key, MAX_KEY)
         for path in staged_keys(place):
+            own = self.key and quietly(read_file, self.key, MAX_KEY)
             if own and quietly(read_file, path, MAX_KEY) == own:
                 remove(path)  # it has become the lineage's, and the run died there
             elif self.run.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
@@ -2880,6 +2887,7 @@ class Crossing:
         public = public_key_of(self.key)
         if current is None or fits(public, current.leaf):
             self.state = self.state._replace(key=record)
+            # a group may be meant to read it (ssl-cert), everybody not
             if os.stat(self.key).st_mode & 0o004:
                 self.say("%s/privkey.pem can be read by everybody" % self.place.live, "chmod o-r")
         elif current.number is None:
@@ -3026,6 +3034,7 @@ class Crossing:
             if failure.reason == "older" and len(skip) <= MAX_CERTIFICATES:
                 others = [{"skip": ",".join(skip).strip(",")}]
             elif failure.reason == "key-mismatch" and not asked:
+                # by TLS's own preference an ECDSA one came: there may be one for our RSA key
                 offered = key_kind(parse_certificate(offer.leaf).public_key).split()[0]
                 kinds = {key_kind(public).split()[0] for public in self.own_keys()} - {offered}
                 others = [{"want": kind, "way": "", "known": ""} for kind in sorted(kinds)]
@@ -3149,6 +3158,7 @@ class Crossing:
         reason, current, now = self.failure.reason, self.current, self.run.now
         if reason == "not-yet-valid":  # no clock at boot
             return bool(current) and now < current.leaf.not_before
+        # a network process that broke or kept its privilege is never deferred
         return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
             self.run.command == "renew" and not self.run.network.broken
             and health_of(self, now, self.misfit)[0] == "ok")
@@ -3168,6 +3178,7 @@ class Crossing:
         if self.offer:
             self.failure = None  # of another source
             self.attempt(self.put_in_place)
+        # what can wait is no failure, so that what is pending is still tried and told
         if self.failure and self.can_wait():
             self.failure, self.waiting = None, self.failure
         if self.failure and self.failure.reason == "storage":
@@ -3214,8 +3225,11 @@ class Crossing:
         if result == "not-due":
             return state
         if offer:
+            leaf = self.current and self.current.leaf
+            if not leaf or leaf.der != offer.leaf:  # it could not be put in place
+                leaf = parse_certificate(offer.leaf)
             state = state._replace(source=offer.source.text, way=offer.way,
-                                   upstream_not_after=parse_certificate(offer.leaf).not_after)
+                                   upstream_not_after=leaf.not_after)
         if result not in ("installed", "unchanged"):
             again = (state.result, state.reason) == (result, failure.reason)
             since, runs = (state.since, state.runs + 1) if again else (self.run.now, 1)
@@ -3267,6 +3281,7 @@ def _in_turn(crossings, network):
                 yield crossing
             else:
                 late.append(crossing)
+        # judged last, in order: a dead upstream holds nobody up
         if len(late) == len(crossings):
             network.has(None, 0.2)
         crossings = late
@@ -3278,6 +3293,7 @@ def ferry_all(run, places):
     All first exchanges are under way before the first answer is judged.
     """
     crossings, pairs = [], []
+    # one by one: the first is asked for while the files of the next are read
     for crossing in (Crossing(run, place) for place in sorted(set(places))):
         if run.command == "renew" and crossing.options.enabled == "no":
             run.report.line("%s: skipped: enabled = no in its conf" % crossing.place.name)
@@ -3305,6 +3321,7 @@ def post_hooks(run, pairs):
 
 def write_metrics(path, pairs, places, now, started, report):
     """Write the metrics of a run, and of the other lineages from disk."""
+    # all of them: the series of a lineage that this run was not about would end
     names = {outcome.name for _, outcome in pairs}
     pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
     pairs.sort(key=lambda pair: pair[1].name)
@@ -3479,6 +3496,7 @@ def jitter_delay(seconds, host_id=None):
     `host_id` is the text of /etc/machine-id, or the host's name where there is none.
     """
     import hashlib
+    # hashed, since machine ids need not be spread evenly, and are not for others to know
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
         if not host_id and os.access(path, os.R_OK):
             with open(path, "rb") as file:
@@ -3503,6 +3521,7 @@ def start_timer(run):
     """Start the timer, or say what to put into cron; say whether it was started now."""
     default = run.config == CONFIG_DIR
     if default and os.path.isdir("/run/systemd/system") and _systemctl("cat")[0] == 0:
+        # what runs already is no change, for Ansible's sake
         if _systemctl("is-active")[0] == 0 and _systemctl("is-enabled")[0] == 0:
             return False
         status, words = _systemctl("enable", "--now")
@@ -3517,6 +3536,7 @@ def start_timer(run):
         words = ([] if os.access(script, os.X_OK) else [sys.executable]) + [
             script, "renew", "--jitter", "43200", "-q"]
         words += [] if default else ["--config-dir", run.config]
+        # cron takes a bare % for the end of the line
         run.report.line("no timer was started: for cron: 17 1,13 * * * " + " ".join(
             word if re.match(r"[\w./@=+-]+\Z", word) else "'%s'" % word.replace(
                 "'", "'\\''").replace("%", "\\%") for word in words))
@@ -3610,6 +3630,7 @@ def main(arguments):
     if not command:
         Reporter().line(SHORT_HELP + "\ncertferry --help", sys.stderr)
         return 2
+    # before anything is read: a run that sleeps holds no lock and no key
     if "jitter" in options:
         time.sleep(jitter_delay(int(options["jitter"][-1])))
     now = int(time.time())

@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-fef320a2d48bbfc5caea6e29cb606a690d0acd92b7688e9ea96479538de74bf5  certferry.py
+4a10e8a40078153e404e8e69358d51b88cc94cd0605428a58ebd1e2305a1791d  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
