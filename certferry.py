@@ -1754,8 +1754,10 @@ def judge(evidence, wanted, now, force=False):
 
 
 def gravity(failure):
-    """Return how grave a Failure is: a changed key most, a stale member of a pool least."""
-    return {"key-mismatch": 3, "unreachable": 1, "timeout": 1, "older": 0}.get(failure.reason, 2)
+    """Return how grave a Failure is: a changed key most, least a stale member of a pool and what
+    is pending beside a failure."""
+    return {"key-mismatch": 3, "unreachable": 1, "timeout": 1, "older": 0, "hook": 0,
+            "not-served": 0}.get(failure.reason, 2)
 
 
 def due_time(leaf):
@@ -2111,16 +2113,16 @@ def mend_links(place, current, replace=False):
 
 
 def mend_certificates(current):
-    """Make cert.pem and chain.pem of the current version again where they are not what its
-    fullchain.pem says; return the paths."""
+    """Make cert.pem and chain.pem of the current version again where they lack what its
+    fullchain.pem has; return the paths."""
     mended = []
     for name, ders in (("cert.pem", (current.leaf.der,)), ("chain.pem", current.chain)):
         path, pem = "%s/%s" % (current.folder, name), to_pem(ders)
         if os.path.isfile(path) and os.path.getsize(path) == len(pem):
             continue  # it costs nothing, and what overwrites a file is hardly as long
-        # adopted files may have other lines
-        if not os.path.lexists(path) or (
-                b"".join(read_file(path, MAX_OFFER).split()) != b"".join(pem.split())):
+        found = quietly(read_pem, quietly(read_file, path, MAX_OFFER) or b"")
+        # adopted files may have other lines, and the root
+        if not found or not os.path.lexists(path) or not set(ders).issubset(found[0]):
             write_file(path, pem, 0o644)
             mended.append(path)
     return mended
@@ -2513,11 +2515,12 @@ def format_metrics(pairs, seconds):
 def _trouble(lineage, outcome):
     """Return what the last runs found wrong with the source of a lineage, else ""."""
     state = lineage.state
-    if state.reason:
+    if state.reason or state.result == "failed" and outcome.health != "unknown":
         return "%s %s for %d runs: %s since %s" % (
-            state.source or "its source", state.result, state.runs, state.reason,
+            state.source or "its source", state.result, state.runs, state.reason or state.detail,
             (iso_time(state.since) or "?")[:10])
-    stale = state.result and outcome.health in _PLUGIN_STATUS and outcome.why.startswith("expires")
+    stale = state.result in ("installed", "unchanged") and (
+        outcome.health in _PLUGIN_STATUS and outcome.why.startswith("expires"))
     return "%s still offers the same certificate" % state.source if stale else ""
 
 
@@ -2584,7 +2587,7 @@ def is_ours(place):
     """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
     if os.path.lexists(place.conf) or os.path.lexists(place.pointer):
         return True
-    names = list_folder(place.live)
+    names = quietly(list_folder, place.live) or ()
     return "privkey.pem" in names and not any(
         re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) for name in names)
 
@@ -3082,13 +3085,14 @@ class Crossing:
         current, place = self.current, self.place
         if not current or current.number or not self.key:
             return
-        if not os.path.islink(place.live + "/fullchain.pem"):
-            self.say("what %s/ holds becomes links" % place.live, "a container needs live and "
-                     "archive both mounted")
+        is_plain = not os.path.islink(place.live + "/fullchain.pem")
         self.current = current._replace(number=next_number(place)) if self.run.dry_run else (
             adopt(self))
         self.changed, self.key = True, self.current.folder + "/privkey.pem"
         self.state = self.state._replace(key=key_record(self.key, current.leaf))
+        if is_plain and not self.run.dry_run:
+            self.say("%s/ holds links now" % place.live, "a container needs live and archive both "
+                     "mounted")
 
     def put_in_place(self):
         """Deploy what is new; adopt loose files, and refuse a key that does not fit, beside what
@@ -3253,9 +3257,9 @@ class Crossing:
             place.name, result, shown.reason, str(shown), shown.hint, self.changed,
             self.offer and self.offer.source.text, self.current,
             *health_of(self, run.now, self.misfit, self.unreadable), lines=self.lines)
-        known = run.command != "NAME" or not self.failure or any(
-            map(os.path.lexists, (place.conf, place.pointer)))
-        ours = self.ours or shown.reason == "certbot" and is_ours(place)
+        known = run.command != "NAME" or not self.failure or os.path.lexists(place.conf) or (
+            self.current and self.current.number)
+        ours = self.ours or shown.reason == "certbot" and run.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or run.dry_run):
             self.state = alert(run, self, outcome)
             try:
@@ -3630,6 +3634,8 @@ def main(arguments):
     if not command:
         Reporter().line(SHORT_HELP + "\ncertferry --help", sys.stderr)
         return 2
+    if "json" in options:  # said before the work, where this is python3-minimal
+        import json  # noqa: F401
     # before anything is read: a run that sleeps holds no lock and no key
     if "jitter" in options:
         time.sleep(jitter_delay(int(options["jitter"][-1])))
@@ -3656,8 +3662,13 @@ if __name__ == "__main__":
         Reporter().problem("", "interrupted", "the next run takes up what is unfinished")
         STATUS = 130
     except Exception as error:
-        failure = storage_failure(error) if isinstance(error, (Failure, OSError)) else Failure(
-            None, "this is a bug in certferry (%r, line %d)" % (
+        if isinstance(error, ImportError):
+            failure = Failure(None, "this Python has no module %s" % error.name,
+                              "install python3, not only python3-minimal")
+        elif isinstance(error, (Failure, OSError)):
+            failure = storage_failure(error)
+        else:
+            failure = Failure(None, "this is a bug in certferry (%r, line %d)" % (
                 error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
         Reporter().problem("", failure, failure.hint)
         STATUS = 3 if "status" in sys.argv else 1

@@ -447,6 +447,30 @@ class Injected(FaultCase):
         self.assertEqual(0, self.downstream.run("renew").status)
         self.downstream.assert_fits(self, NAME, self.second)
 
+    def test_state_cannot_be_read(self):
+        """It is not written anew then: what was rolled back, and the hooks owed, are remembered."""
+        self.assertEqual(0, self.downstream.run("renew").status)
+        flag = os.path.join(os.path.dirname(self.downstream.config), "flag")
+        self.downstream.hook("deploy", "flagged", "test -e " + flag)
+        self.assertEqual(1, self.downstream.run("rollback", NAME).status)
+        state = self.downstream.state(NAME)
+        before = world.read(state)
+        for error in ("EIO", "EMFILE", "EACCES"):
+            with self.subTest(error):
+                result = self._renew("openat", "error=" + error + ":when=1",
+                                     "certferry/{}.state".format(NAME), "--json")
+                lineage = json.loads(result.out)["lineages"][0]
+                self.assertEqual((1, "failed", "storage"),
+                                 (result.status, lineage["result"], lineage["reason"]))
+                self.assertEqual(before, world.read(state))
+        status, document = self.downstream.json("renew")
+        self.assertEqual((1, "hook"), (status, document["lineages"][0]["reason"]))
+        world.write(flag, "")
+        self.downstream.run("renew")
+        status, document = self.downstream.json("renew")
+        self.assertEqual((0, "rolled-back"), (status, document["lineages"][0]["reason"]))
+        self.downstream.assert_fits(self, NAME, self.first)
+
     def test_rollback(self):
         """Killed at its rename a rollback did not happen, killed after it its hooks follow."""
         self.assertEqual(0, self.downstream.run("renew").status)

@@ -3,11 +3,14 @@
 One authority serves the whole module. FIRST and NEWER are for one key, OTHER is for another one.
 """
 
+import contextlib
 import datetime
+import functools
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -927,6 +930,13 @@ class Force(Scene):
             upstream.switch(credential)
             self.assert_ended(self.seen("renew", NAME, "--force"), 1, "refused", reason)
 
+    def test_the_hint_for_another_source(self):
+        """One that is not remembered is not what `renew --force` would ask."""
+        self.in_service(credential=NEWER)
+        result = self.cross("--from", "file:" + FIRST.fullchain)
+        self.assert_one_problem(result, "older", "--force takes it")
+        self.assertNotIn("renew", result.err)
+
     def test_hooks_run_though_unchanged(self):
         """The same certificate, the hooks once more."""
         log, lines = self.log()
@@ -1137,6 +1147,24 @@ class Hooks(Scene):
         self.in_service("--deploy-hook", "sleep 60 & echo $! > " + log)
         os.kill(int(lines()[0]), signal.SIGKILL)
         self.assertLess(time.monotonic() - began, 50)
+
+    def test_a_daemon_may_still_write(self):
+        """What it leaves behind says a word before it closes its output: that does not end it."""
+        pid = os.path.join(world.scratch(self), "pid")
+        # $(...) takes the child a moment, so that its word comes when the hook itself has ended
+        hook = ("set -x; setsid sleep $(expr 99 + 1) </dev/null >/dev/null 2>&1 & "
+                "echo $! > {}; :".format(pid))
+        for count in range(10):
+            if count:
+                self.assertEqual(0, self.run_command("renew", NAME, "--force").status)
+            else:
+                self.in_service("--deploy-hook", hook)
+            number = int(world.read(pid))
+            try:
+                world.eventually(functools.partial(_is_asleep, number), 20)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
     def test_post_hooks(self):
         """Once at the end of a run that deployed something, with the names of all."""
@@ -1510,6 +1538,31 @@ class BadInput(Scene):
         self.assertIn("openssl", seen[1]["detail"])
         self.assertEqual(before, self.downstream.snapshot())
 
+    def test_no_json(self):
+        """Debian's minimal Python has no json: said before the work is done."""
+        self.in_service()
+        before, folder = self.downstream.snapshot(), world.scratch(self)
+        world.write(os.path.join(folder, "json.py"), "raise ImportError('none', name='json')\n")
+        for command, status in (("renew", 1), ("status", 3)):
+            result = self.run_command(command, "--json", env={"PYTHONPATH": folder})
+            self.assertEqual((status, ""), (result.status, result.out))
+            self.assertIn("json: install python3", result.err)
+        self.assertEqual(before, self.downstream.snapshot())
+
+    def test_a_module_beside_it(self):
+        """What lies in the folder of the script, one of downloads maybe, is not imported."""
+        folder, upstream = world.scratch(self), self.upstream()
+        for name in ("ssl", "json", "subprocess", "hashlib"):
+            world.write(os.path.join(folder, name + ".py"), 'raise SystemExit("planted")\n')
+        script = shutil.copy(world.CERTFERRY, folder)
+        self.downstream.key(NAME, FIRST)
+        done = subprocess.run(
+            [sys.executable, script, NAME, "--from", upstream.source, "--ca-file", AUTHORITY.root,
+             "--json", "--config-dir", self.downstream.config],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual((0, b""), (done.returncode, done.stderr))
+        self.downstream.assert_fits(self, NAME, FIRST)
+
     def test_a_config_dir_that_is_none(self):
         """A file in its place."""
         path = world.write(os.path.join(world.scratch(self), "file"), "")
@@ -1540,6 +1593,13 @@ class BadInput(Scene):
             self.assertEqual(0, result.status, result)
             self.assert_one_problem(result, self.downstream.state(NAME))
         self.assertGreater(upstream.connections, 3)
+
+
+def _is_asleep(pid):
+    """Say whether a process runs the command sleep."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return world.read("/proc/{}/cmdline".format(pid)).startswith(b"sleep")
+    return False
 
 
 def _bare(digits):

@@ -466,6 +466,13 @@ class Status(Scene):
         self.assertEqual(2, status)
         self.assertEqual({"critical"}, {each["health"] for each in seen.values()})
 
+    def as_nobody(self):
+        """An interpreter that runs the command as a user who has no rights here."""
+        return self.patched(
+            "import argparse, configparser, fcntl, hashlib, json, shutil, ssl, subprocess\n"
+            "argparse.ArgumentParser()  # imports more, maybe from a folder closed to nobody\n"
+            "os.setgroups([]); os.setgid(65534); os.setuid(65534)")
+
     @unittest.skipIf(os.geteuid(), "needs root")
     def test_without_root(self):
         """Whoever may read the files may ask."""
@@ -474,13 +481,54 @@ class Status(Scene):
             os.chmod(folder, 0o755)
             for path in (os.path.join(folder, file) for file in files):
                 os.chmod(path, 0o644)
-        nobody = self.patched(
-            "import argparse, configparser, hashlib, json, shutil, subprocess\n"
-            "argparse.ArgumentParser()  # imports more, maybe from a folder closed to nobody\n"
-            "os.setgroups([]); os.setgid(65534); os.setuid(65534)")
-        status, seen = self.seen("status", python=nobody)
+        status, seen = self.seen("status", python=self.as_nobody())
         self.assertEqual((1, ["ok", "warning"]),
                          (status, [each["health"] for each in seen.values()]))
+
+    @unittest.skipIf(os.geteuid(), "needs root")
+    def test_a_folder_closed_to_it(self):
+        """What cannot be listed is unknown, to `status` and to a run, and hides no other."""
+        self.make("ok", "warning")
+        names = "ok.example.com", "warning.example.com"
+        os.chmod(os.path.dirname(self.there.config), 0o755)
+        for folder, _, files in os.walk(self.there.config):
+            for path in [folder] + [os.path.join(folder, file) for file in files]:
+                os.chown(path, 65534, 65534)
+        os.chown(self.there.live("ok.example.com"), 0, 0)
+        os.chmod(self.there.live("ok.example.com"), 0o700)
+        nobody = self.as_nobody()
+        for command, status in (("status", 3), ("renew", 1)):
+            with self.subTest(command):
+                ended, seen = self.seen(command, *names, python=nobody)
+                self.assertEqual((status, "unknown"), (ended, seen[names[0]]["health"]))
+                self.assertEqual("warning", seen[names[1]]["health"])
+        self.assertIn("CERTFERRY UNKNOWN - ok.example.com cannot be read",
+                      self.there.run("status", *names, python=nobody).out)
+
+    def test_without_openssl(self):
+        """A staged key is no matter then; a key that has to be looked at makes it unknown."""
+        self.make("ok")
+        name, metrics = "ok.example.com", os.path.join(self.drop, "certferry.prom")
+        self.there.key(name, OTHER, "privkey-next.pem")
+        nothing = {"env": {"PATH": world.scratch(self)}}
+        result = self.there.run("status", **nothing)
+        self.assertEqual((0, ""), (result.status, result.err))
+        self.assertIn("openssl", result.out)
+        os.utime(self.there.archive(name, 1, "privkey.pem"))
+        status, seen = self.seen("status", **nothing)
+        self.assertEqual((3, "unknown"), (status, seen[name]["health"]))
+        self.edit(name, enabled="no")
+        self.assertEqual((0, {}), self.seen("renew", "--metrics", metrics, **nothing))
+        self.assertTrue(os.path.exists(metrics))
+
+    def test_a_broken_conf(self):
+        """It is told once in a line, and no source is blamed for it."""
+        self.make("ok")
+        world.write(self.there.conf("ok.example.com"), "nonsense\n")
+        self.renew(1)
+        lines = self.there.run("status").out.splitlines()
+        self.assertEqual([1, 0, 1], [line.count("conf line 1") for line in lines])
+        self.assertNotIn(" runs: ", "".join(lines))
 
     def test_two_hundred(self):
         """A large host is told in one line, a row for each, and soon."""
@@ -625,6 +673,12 @@ class Metrics(Scene):
         os.unlink(self.path)
         self.renew(0, NAME, "--metrics", other)
         self.assertEqual([False, True], [os.path.exists(path) for path in (self.path, other)])
+
+    def test_a_relative_path(self):
+        """From where the command was given."""
+        for command in ("renew", "status"):
+            self.there.run(command, "--metrics", "relative.prom")
+            os.unlink(os.path.join(os.path.dirname(self.there.config), "relative.prom"))
 
     def test_dry_run(self):
         self.lineage()
@@ -777,6 +831,30 @@ class Alerts(Scene):
         self.assertEqual((NAME, "ok", "critical", "unreachable", "", ""),
                          (name, was, word, reason, not_after, left))
         self.assertIn(NAME + ".pem", detail)
+
+    def test_taken_back_by_certbot(self):
+        """A lineage that certbot links to its own files again ages, which is recorded and told."""
+        self.renew()
+        os.mkdir(os.path.join(self.there.config, "renewal"))
+        world.write(os.path.join(self.there.config, "renewal", NAME + ".conf"), "version = 2.1.0\n")
+        os.unlink(self.there.live(NAME, "cert.pem"))
+        os.symlink("../../archive/{}@1/cert.pem".format(NAME), self.there.live(NAME, "cert.pem"))
+        os.utime(self.there.state(NAME), (world.days(-20),) * 2)
+        self.renew(1)
+        self.assertEqual([(NAME, "ok", "warning")], self.told())
+        seen = self.seen("status")[1][NAME]
+        self.assertEqual(("refused", "certbot"), (seen["result"], seen["reason"]))
+
+    def test_a_run_that_asks_nobody(self):
+        """With `when = due`: an alert does not move the time of the last check."""
+        self.edit(when="due")
+        self.renew()
+        os.utime(self.there.state(NAME), (world.days(-20),) * 2)
+        before = os.stat(self.there.state(NAME)).st_mtime
+        self.edit(warn="100%")
+        self.renew()
+        self.assertEqual([(NAME, "ok", "warning")], self.told())
+        self.assertEqual(int(before), int(os.stat(self.there.state(NAME)).st_mtime))
 
     def test_a_hook_that_fails(self):
         """It is reported, the others run, the run goes on, and it is not tried again."""

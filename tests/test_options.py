@@ -54,7 +54,7 @@ class Sources(unittest.TestCase):
            "http://up", "https://up.example.net", "smtp://", "smtp://mx/inbox", "file:", "exec:",
            "exec:  ", "vault://vault.example.net", "vault://vault.example.net/secret",
            "vault://vault.example.net/../secret/a", "azure://vault", "azure://vault/a/b",
-           "azure://vault/a b", "up\n", "up\x00", "up\x1b[2J")
+           "azure://vault/a b", "up\n", "up\x00", "up\x1b[2J", "exec:a\nb", "file:/a\rb")
 
     def test_good(self):
         """Each is taken apart as it should be."""
@@ -140,7 +140,7 @@ class Conf(unittest.TestCase):
         ("no value", "from = up\nwhen\n", (2,), ""),
         ("a colon", "from: up\n", (1,), ""),
         ("a section", "from = up\n[more]\n", (2,), "section"),
-        ("twice", "from = up\nwhen = due\nfrom = other\n", (3,), ""),
+        ("twice", "from = up\nwhen = due\nfrom = other\n", (3,), "from is given twice"),
         ("a bad value", "from = up\nwhen = never\n", (2,), "always"),
         ("a bad value of a list", "when = due\nfrom =\n    up\n    a b\n", (2, 4), "a b"),
         ("two values", "# a\nsni =\n    a\n    b\n", (2, 3, 4), "one value"),
@@ -219,6 +219,27 @@ class Conf(unittest.TestCase):
             certferry.edit_conf("", {}, {"from": ["up", "other"], "sni": ["a"]}))
 
 
+class Environment(unittest.TestCase):
+    """certferry/environment, read as systemd reads an EnvironmentFile."""
+
+    def test_good(self):
+        """The last of a key counts, an indent is no matter, only a pair of quotes is taken off."""
+        for text, wanted in (
+                ("A=1\nA=2\n", {"A": "2"}), ("A=1\n  B=2\n# C=3\n\n", {"A": "1", "B": "2"}),
+                ("A=it\"\nB='a\"'\n", {"A": "it\"", "B": "a\""}),
+                ("A=\"a b\"\r\nB=\n", {"A": "a b", "B": ""})):
+            with self.subTest(text):
+                self.assertEqual(wanted, certferry.parse_environment(text, "x"))
+
+    def test_bad(self):
+        """What is no name of a variable is refused with its line."""
+        for line in ("1X=2", "\ufeffA=2", "nonsense"):
+            with self.subTest(line):
+                with self.assertRaises(certferry.Failure) as caught:
+                    certferry.parse_environment("A=1\n" + line + "\n", "x")
+                self.assertIn("x line 2: ", str(caught.exception))
+
+
 class Jitter(unittest.TestCase):
     """A delay that is fixed for a host and spread over a fleet."""
 
@@ -264,7 +285,13 @@ class Usage(unittest.TestCase):
         (["renew", NAME, "--key", "-"], "--key"), (["renew", "--jitter", "soon"], "--jitter"),
         ([NAME, "--jitter", "1"], "--jitter"),
         (["status", "statuss"], "host name"), (["status", "--colour"], "--colour"),
-        (["--colour", "status"], "--colour"), (["status", "--force"], "--force"))
+        (["--colour", "status"], "--colour"), (["status", "--force"], "--force"),
+        (["status", "--metrics", ""], "--metrics"),
+        ([NAME, "--deploy-hook", "true", "--deploy-hook", "# quick"], "--deploy-hook"),
+        # where a command is meant, none of the options is the hint
+        (["delete"], "mean certferry "), (["plugins"], "mean certferry "),
+        (["unregister"], "mean certferry "), (["1.2.3"], "mean certferry "),
+        (["foo"], "mean certferry "))
 
     @classmethod
     def setUpClass(cls):
@@ -289,6 +316,15 @@ class Usage(unittest.TestCase):
     def test_a_value_that_reads_status(self):
         """Only the command status has the statuses of monitoring."""
         self.assertEqual(2, self.downstream.run(NAME, "--deploy-hook", "status", "--x").status)
+
+    def test_the_end_of_options(self):
+        """What follows `--` are names."""
+        options = ["--config-dir", self.downstream.config]
+        for arguments in (["--", NAME], [NAME, "--"]):
+            result = self.downstream.run(*options + ["--from", "up.invalid"] + arguments, bare=True)
+            self.assertEqual(1, result.status, result)
+            self.assertRegex(result.err, r"\Acertferry: {}: ".format(NAME))
+        self.assertEqual(0, self.downstream.run(*options + ["renew", "--"], bare=True).status)
 
     def test_nothing(self):
         """Short help on standard error, six lines at most."""

@@ -180,6 +180,7 @@ class Files(Scene):
         self.file("text", "nothing to see here\n")
         self.file("garbage", os.urandom(4096))
         self.file("broken", text(FIRST.fullchain).replace("A", "B"))
+        self.file("lossy", "-----BEGIN CERTIFICATE-----\nMIIBM\n-----END CERTIFICATE-----\n")
         self.file("huge", text(FIRST.fullchain) + "\n" * (1 << 20))
         cases = [
             ("no medium", where + "none/example.com", "unreachable", "no such"),
@@ -190,6 +191,7 @@ class Files(Scene):
             ("text", where + "text", "malformed", "no certificate"),
             ("garbage", where + "garbage", "malformed", "."),
             ("broken", where + "broken", "malformed", "."),
+            ("lossy", where + "lossy", "malformed", "base64 is broken"),
             ("only a key", where + "key", "malformed", "no certificate"),
             ("too large", where + "huge", "malformed", "bytes"),
             ("too many", where + "many", "malformed", "16"),
@@ -205,6 +207,18 @@ class Files(Scene):
         started = time.monotonic()
         self.table(cases)
         self.assertLess(time.monotonic() - started, 40)
+
+    def test_the_leaf_alone(self):
+        """A file shows all there is: without its chain the current leaf is not trusted either."""
+        self.lineage(NAME, "file:" + self.put("whole", FIRST.fullchain), FIRST)
+        self.crossed(FIRST)
+        before = text(self.there.conf(NAME))
+        for source in ("file:" + self.put("leaf", FIRST.cert), "exec:cat " + FIRST.cert):
+            with self.subTest(source):
+                status, document = self.there.json(NAME, "--from", source, "--ca-file",
+                                                   AUTHORITY.root)
+                self.assertEqual((1, "untrusted"), (status, document["lineages"][0]["reason"]))
+                self.assertEqual(before, text(self.there.conf(NAME)))
 
     def test_removed_and_back(self):
         """A medium that is out is no failure at first; a newer file is taken when it is back."""
@@ -232,7 +246,7 @@ class Commands(Scene):
                 whole), "unreachable", "status 3 .*no route to host"),
             ("no such command", "exec:certferry-no-such-command", "unreachable", "status 127"),
             ("killed", "exec:kill -9 $$", "unreachable", "status -?9|137|signal 9"),
-            ("nothing", "exec:true", "unreachable", "nothing"),
+            ("nothing", "exec:true", "unreachable", r"status 0 \(.*nothing"),
             ("garbage", "exec:head -c 3000 /dev/urandom", "malformed", "."),
             ("huge", "exec:cat {}; head -c 1100000 /dev/zero".format(whole), "malformed", "bytes"),
             ("endless", "exec:yes", "malformed", "bytes"),

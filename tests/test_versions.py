@@ -238,6 +238,20 @@ class Broken(VersionsCase):
         self.assert_done(result, "unchanged")
         self.assertEqual("", result.err)
 
+    def test_a_crossing_of_an_alias(self):
+        """It is refused by that name: its .current is another lineage's, which stays as it is."""
+        both = self.offer(self.authority.issue([NAME, "alias.example.com"]))
+        self.downstream.key(NAME, both)
+        self.assert_done(self.ferry())
+        os.symlink(NAME, os.path.join(self.downstream.config, "live", "alias.example.com"))
+        before = self.downstream.snapshot()
+        self.assert_refused(self.downstream.run(
+            "alias.example.com", "--from", "file:" + self.source, "--ca-file", self.authority.root),
+            ".current points to", "which is no version of it")
+        self.assertEqual([], [path for path in world.changed(before, self.downstream.snapshot())
+                              if path.startswith(("live", "archive"))])
+        self.assert_linked()
+
     def test_renew_adopts_nothing(self):
         """Another tool's files are not taken by `renew NAME`, nor is a name that is not here."""
         self.lay_plain(self.offer(self.issue()))
@@ -387,6 +401,31 @@ class Adoption(VersionsCase):
         self.assert_done(self.ferry())
         self.downstream.assert_fits(self, NAME, new)
         self.assert_linked()
+
+    def test_other_lines(self):
+        """PEM of another line length is as good: `renew` finds nothing to make whole."""
+        first = self.offer(self.issue())
+        self.lay_plain(first)
+        for name, length in (("cert.pem", 76), ("chain.pem", 9999)):
+            path = self.downstream.live(NAME, name)
+            begin, *lines, end = world.read(path).decode().split("\n")[:-1]
+            digits = "".join(lines)
+            lines = [digits[at:at + length] for at in range(0, len(digits), length)]
+            world.write(path, "\n".join([begin] + lines + [end, ""]))
+        self.assert_done(self.ferry(), "unchanged")
+        before = self.downstream.snapshot()
+        result = self.renew()
+        self.assert_done(result, "unchanged")
+        self.assertEqual("", result.err)
+        after = self.downstream.snapshot()
+        self.assertEqual([], [path for path in world.changed(before, after) if "archive" in path])
+
+    def test_a_chain_alone(self):
+        """An issuer's certificate beside a key is not taken for the one in service."""
+        self.lay_plain(self.issue(), ("chain.pem", "privkey.pem"))
+        result = self.downstream.run("status", NAME)
+        self.assertEqual(2, result.status, result)
+        self.assertIn("has no certificate", result.out)
 
     def test_no_config_dir(self):
         """Where there is nothing at all, a source with a key is enough."""
@@ -606,6 +645,15 @@ class Modes(VersionsCase):
                 for name, mode in (("certferry", 0o700), ("archive", 0o755)):
                     folder = os.stat(os.path.join(self.downstream.config, name))
                     self.assertEqual(mode, stat.S_IMODE(folder.st_mode), name)
+
+    def test_put_back(self):
+        """A key that is put back has the mode that it had, not that of what was in its place."""
+        self.install(2)
+        path = self.downstream.archive(NAME, 2, "privkey.pem")
+        world.write(path, world.read(self.issue().key), 0o644)
+        self.renew()
+        self.downstream.assert_fits(self, NAME)
+        self.assertEqual(0o600, self._facts(2)[0])
 
     def test_closed_parent(self):
         """Folders have the mode of their parent: in a 0700 tree everything is 0700."""
@@ -983,10 +1031,11 @@ class Rollback(VersionsCase):
                                       if path.startswith(("live", "archive"))])
 
     def test_dry_run(self):
-        """Nothing is written and no hook runs."""
+        """Nothing is written, no hook runs, and none is said to be pending."""
         self.install(2)
         before = self.downstream.snapshot()
-        self.assertEqual(0, self.rollback("--dry-run").status)
+        status, document = self.downstream.json("rollback", NAME, "--dry-run")
+        self.assertEqual((0, "ok"), (status, document["lineages"][0]["health"]))
         self.assertEqual([], world.changed(before, self.downstream.snapshot()))
         self.assertEqual(2, self.hooks())
 
@@ -1311,6 +1360,38 @@ class Damage(VersionsCase):
                 self.assertIn(path, result.err)
                 self.downstream.assert_fits(self, NAME, second)
 
+    def test_state_is_a_link(self):
+        """What it holds is not read, nor is it written anew: what was rolled back stays out."""
+        first = self.install()
+        self.offer(self.issue(first.key))
+        self.assert_done(self.renew())
+        self.assert_done(self.downstream.run("rollback", NAME))
+        path, away = self.downstream.state(NAME), os.path.join(self.outside, "state")
+        os.rename(path, away)
+        os.symlink(away, path)
+        before = self.downstream.snapshot(), world.read(away)
+        self.assert_refused(self.renew(), path)
+        self.assertEqual(before, (self.downstream.snapshot(), world.read(away)))
+        os.unlink(path)
+        os.rename(away, path)
+        self.assert_done(self.renew(), "deferred")
+        self.downstream.assert_fits(self, NAME, first)
+
+    def test_state_of_a_later_version(self):
+        """A key that is not known is passed over, and the rest is remembered."""
+        first = self.install()
+        self.offer(self.issue(first.key))
+        self.assert_done(self.renew())
+        self.assert_done(self.downstream.run("rollback", NAME))
+        path = self.downstream.state(NAME)
+        text = world.read(path)
+        world.write(path, text + b"colour = green\n", 0o600)
+        result = self.renew()
+        self.assert_done(result, "deferred")
+        self.assertNotIn(path, result.err)
+        self.downstream.assert_fits(self, NAME, first)
+        self.assertIn(b"\nrolled-back = ", text)  # by this name earlier versions know it too
+
     def test_state_is_gone(self):
         """Without a state everything is found out again."""
         first = self.install()
@@ -1360,6 +1441,24 @@ class Damage(VersionsCase):
                 result = self.renew()
                 self.assertNotIn("Traceback", result.err)
                 self.assertTrue(result.err, result)
+
+    def test_pointer_to_another_lineage(self):
+        """A .current into another's version is said by all, and no set of it is taken."""
+        self.install()
+        other, pointer = self.issue(), self.downstream.live(NAME, ".current")
+        folder = os.path.join(self.downstream.config, "archive", "other.example.com@1")
+        shutil.copytree(self.downstream.archive(NAME, 1), folder)
+        for path in (other.cert, other.chain, other.fullchain, other.key):
+            shutil.copy(path, folder)
+        os.unlink(pointer)
+        os.symlink("../../archive/other.example.com@1", pointer)
+        result = self.downstream.run("status", NAME)
+        self.assertEqual(3, result.status, result)
+        self.assertIn("which is no version of it", result.out)
+        before = self.downstream.snapshot()
+        self.assert_refused(self.renew(), "which is no version of it")
+        self.assertEqual([], [path for path in world.changed(before, self.downstream.snapshot())
+                              if path.startswith(("live", "archive"))])
 
 
 if __name__ == "__main__":
