@@ -1200,8 +1200,10 @@ def _ask_address(job, family, where, deadline):
     """Return the Answer of one address: in the way that gives a certificate of the wanted type."""
     for way in [job.way or "1.2", "1.2", "sigalgs", ""] if job.want in _TYPES else [""]:
         ask = _by_command if job.kind != "tls" or way == "sigalgs" else _by_module
+        whole = ask is _by_command or sys.version_info >= (3, 13)  # it shows all that was sent
         try:
-            return Answer("", "", "", where[0], way, to_pem(ask(job, family, where, deadline, way)))
+            return Answer("", "whole" if whole else "", "", where[0], way,
+                          to_pem(ask(job, family, where, deadline, way)))
         except Failure:
             if not way:
                 raise
@@ -1338,14 +1340,16 @@ def _offer_of(source, function, *arguments):
         if not certificates:
             raise ValueError("no certificate in it")
     except Failure as failure:
-        raise Failure(failure.reason, "%s %s" % (source.text, failure), failure.hint)
+        where = source.text + " " if failure.reason else ""  # else this host lacks something
+        raise Failure(failure.reason, where + str(failure), failure.hint)
     except OSError as error:
         raise Failure("unreachable", "%s: %s: %s" % (source.text, error.filename, str(
             error.strerror).lower()), "is it in place?")
     except ValueError as error:
         raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
-    # a handshake that shows the leaf alone says nothing of the chain; a file shows all there is
-    chain = tuple(certificates[1:]) if certificates[1:] or source.may_hold_key else None
+    # before 3.13 Python shows the leaf alone, which says nothing of the chain
+    whole = certificates[1:] or source.may_hold_key or answer.detail
+    chain = tuple(certificates[1:]) if whole else None
     return Offer(source, answer.address, certificates[0], chain, key, answer.way)
 
 
@@ -2947,11 +2951,11 @@ class Crossing:
     def wanted(self):
         """Return what the judge compares an offer with; by force more keys, retired ones too."""
         state, current, keys = self.state, self.current, self.own_keys()
-        versions = load_versions(self.place) if current else []
+        versions = load_versions(self.place)
         rolled = {version.leaf.public_key for version in versions
                   if fingerprint(version.leaf.der) in state.rolled_back} - set(keys)
         replaced = {fingerprint(version.leaf.der) for version in versions
-                    if version.leaf.der != current.leaf.der}
+                    if current and version.leaf.der != current.leaf.der}
         # a run that died at a change of keys may have retired the one in service
         retired = set(state.retired) - {current and fingerprint(current.leaf.public_key)}
         if self.run.force:
@@ -3044,8 +3048,11 @@ class Crossing:
             for other in others:
                 try:
                     return self.ask(source, **other)
-                except Failure:
-                    continue  # what was shown first counts
+                except Failure as second:
+                    # what was shown first counts, unless that is one for the right type of key
+                    if "want" in other and second.reason not in (
+                            "key-mismatch", "unreachable", "timeout", "unproven"):
+                        raise
             raise
 
     def owing(self, leaf, **changes):
@@ -3186,7 +3193,10 @@ class Crossing:
         if self.failure and self.can_wait():
             self.failure, self.waiting = None, self.failure
         if self.failure and self.failure.reason == "storage":
+            state = self.state
             self.read()  # the fault may have come after the rename: then hooks are owed
+            if not self.current or self.before.state.unfinished != self.current.number:
+                self.state = state
         if not self.failure and self.run.command == "NAME":
             self.attempt(self.remember)
 
@@ -3487,7 +3497,7 @@ def _check_options(options, command):
             raise Usage("--%s takes %s" % (name, takes.replace("-", "no value")))
         if command and commands != "all" and command not in commands:
             raise Usage("--%s does not go with %s: see certferry --help" % (name, command))
-    if not re.match(r"\d{1,6}\Z", options.get("jitter", ["0"])[-1]):
+    if not re.match(r"\d{0,6}\Z", options.get("jitter", ["0"])[-1]):
         raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][-1], 40))
     for name in ("config-dir", "metrics"):
         if "" in options.get(name, ()):
@@ -3571,7 +3581,7 @@ def _run_status(config, names, options, now, report):
 def _open_config(run, options):
     """Hold the config dir, made for a first key; return the Run with what is read before work."""
     try:
-        for path in options.get("key", [])[-1:]:
+        for path in filter(None, options.get("key", [])[-1:]):
             with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
                 run = run._replace(pem=file.read(MAX_KEY))
     except (OSError, ValueError) as error:
@@ -3638,7 +3648,7 @@ def main(arguments):
         import json  # noqa: F401
     # before anything is read: a run that sleeps holds no lock and no key
     if "jitter" in options:
-        time.sleep(jitter_delay(int(options["jitter"][-1])))
+        time.sleep(jitter_delay(int(options["jitter"][-1] or 0)))
     now = int(time.time())
     config = os.path.abspath(options.get("config-dir", [CONFIG_DIR])[-1])
     dry_run = "dry-run" in options

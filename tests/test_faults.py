@@ -387,6 +387,14 @@ class Injected(FaultCase):
         self.assert_no_traceback(result)
         return result
 
+    def test_what_was_rolled_back_stays_out(self):
+        """A deploy by force that fails leaves what an administrator decided before."""
+        for arguments in (("renew",), ("rollback", NAME)):
+            self.assertEqual(0, self.downstream.run(*arguments).status)
+        self.assertEqual(1, self._renew("rename", "error=EIO", CURRENT, NAME, "--force").status)
+        self.assertEqual(0, self.downstream.run("renew").status)
+        self.downstream.assert_fits(self, NAME, self.first)
+
     def test_errors_in_words(self):
         """Reason storage, the error in words, the path, exit 1, and the old version in service."""
         cases = [

@@ -1088,6 +1088,15 @@ class Remembered(Scene):
 class Hooks(Scene):
     """Deploy and post hooks, as certbot runs them."""
 
+    def test_pending_beside_a_failure(self):
+        """A hook that fails again does not hide that the source was not reached."""
+        upstream, (path, lines) = self.upstream(), self.log()
+        self.downstream.key(NAME, FIRST)
+        self.cross("--from", upstream.source, "--deploy-hook", "echo ran >>{}; false".format(path))
+        self.gone(upstream)
+        self.assert_ended(self.seen("renew"), 1, "failed", "unreachable")
+        self.assertEqual(2, len(lines()))
+
     def test_order_and_environment(self):
         """The directory by name, then the lineage's own; certbot's variables; no credentials."""
         log, lines = self.log()
@@ -1537,6 +1546,13 @@ class BadInput(Scene):
         self.assert_one_problem(seen[0], "openssl", "install")
         self.assertIn("openssl", seen[1]["detail"])
         self.assertEqual(before, self.downstream.snapshot())
+
+    def test_no_openssl_for_a_while(self):
+        """Status names a failure that has no word in the table of reasons, too."""
+        self.in_service().switch(AUTHORITY.issue([NAME], key=FIRST.key))
+        for _ in range(2):
+            self.assert_ended(self.seen("renew", env={"PATH": world.scratch(self)}), 1, "failed")
+        self.assertIn("failed for 2 runs: there is no openssl", self.run_command("status").out)
 
     def test_no_json(self):
         """Debian's minimal Python has no json: said before the work is done."""

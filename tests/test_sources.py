@@ -135,6 +135,12 @@ class KeyTypes(SourceCase):
             self.assert_result("key-mismatch", self.cross(upstream.source, key=self.rsa),
                                "ECDSA P-256.*RSA 2048")
 
+    def test_what_is_wrong_with_the_right_one(self):
+        """The reason is that of the certificate for our type of key, not the other type's."""
+        old = self.issue(key=self.rsa.key, not_before=world.days(-20), not_after=world.days(-10))
+        with world.Upstream([old, self.ecdsa]) as upstream:
+            self.assert_result("expired", self.cross(upstream.source, key=old))
+
     def test_two_lineages(self):
         """One upstream, one lineage for each type, through a rotation of both."""
         with world.Upstream([self.rsa, self.ecdsa]) as upstream:
