@@ -301,6 +301,7 @@ def _parse_domain(text):
 def _pattern(pattern, words, convert=str):
     """Return a reader of what matches a pattern; its ValueError says to write `words`."""
     def read(text):
+        """Return the value, converted; or ValueError."""
         if not re.match(pattern + r"\Z", text):
             raise ValueError("%s: write %s" % (plain(text, 40), words))
         return convert(text)
@@ -605,8 +606,7 @@ def _domains(value):
         if tag == 0x82:
             name = content.decode("latin-1").lower()  # NUL too is for HOST_NAME to judge
             bare = name[2:] if name.startswith("*.") else name
-            if HOST_NAME.match(bare) and not is_address(bare) and (
-                    bare is name or "." in bare):
+            if HOST_NAME.match(bare) and not is_address(bare) and (bare is name or "." in bare):
                 names.append(name)
         elif tag == 0x87 and len(content) in (4, 16):
             import ipaddress  # 3 ms
@@ -856,8 +856,7 @@ def own_process(serve, unprivileged):
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
         # locks, listening sockets, a shell's files: nothing for what talks to the network
         os.closerange(3, jobs)
-        os.closerange(jobs + 2, max([4096] + [int(name) + 1
-                                                for name in os.listdir("/dev/fd")]))
+        os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in os.listdir("/dev/fd")]))
         if unprivileged:
             _load_before_confined()
             confine()
@@ -1029,8 +1028,7 @@ def verify_chain(leaf, chain, roots, now):
 def open_pkcs12(data):
     """Return the PEM bytes inside a PKCS#12 container with an empty password."""
     for legacy in ([], ["-legacy"]):  # OpenSSL 3 keeps RC2 and 3DES containers behind a switch
-        status, output, _ = run_openssl(
-            ["pkcs12", "-nodes", "-passin", "pass:"] + legacy, data)
+        status, output, _ = run_openssl(["pkcs12", "-nodes", "-passin", "pass:"] + legacy, data)
         if status == 0:
             return output
     raise ValueError("a PKCS#12 container that openssl cannot open without a password")
@@ -1451,6 +1449,7 @@ class Network:
 def in_own_process(function, seconds, unprivileged=True):
     """Return the bytes that function() returns in a process of its own; Failure as it raised."""
     def serve(_, answers):
+        """Be that process: one answer, to nothing that was asked."""
         os.write(answers, _answer_line("1", _answer_of(lambda: Answer(data=function()))))
 
     process = Network(serve, unprivileged)
@@ -2176,6 +2175,7 @@ def _rehearse(folder):
     In a process of its own: it parses what came from outside, and holds the key.
     """
     def shake_hands():
+        """Return the leaf that the server's end shows; Failure where the handshake fails."""
         import ssl
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -2559,9 +2559,11 @@ def status_lines(pairs, now, columns):
                     for lineage, outcome in pairs if outcome.version)
     rows = [("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")]
     rows += [_row(lineage, outcome, now) for lineage, outcome in pairs]
-    if columns < 120:  # a narrow terminal: what is wrong matters more than source and times
-        rows = [row[:3] + row[-1:] for row in rows]
-    widths = [max(map(len, cells)) for cells in zip(*rows)]
+    for dropped in (None, 5, 4, 3):  # a narrow terminal: what is wrong matters more than these
+        rows = [row[:dropped] + row[dropped + 1:] if dropped else row for row in rows]
+        widths = [max(map(len, cells)) for cells in zip(*rows)]
+        if sum(widths[:-1]) + 2 * len(widths) + len("PENDING") <= columns:
+            break
     return status, ["CERTFERRY %s - %s%s" % (
         ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status], plain(said, 600), data and " | " + data)
         ] + ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -2823,8 +2825,9 @@ class Crossing:
         self.check_ours()
         run, place = self.run, self.place
         if os.path.lexists(place.renewal):
-            self.say("renewal/%s.conf is empty, or stray beside a lineage of certferry's"
-                     % place.name, "move it away, 'certbot renew' fails over it")
+            self.say("renewal/%s.conf is %s" % (place.name, "beside a lineage of certferry's" if (
+                os.path.getsize(place.renewal)) else "empty, left by a certbot run that failed"),
+                "move it away, 'certbot renew' fails over it")
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
         if not run.dry_run:
@@ -2904,8 +2907,8 @@ class Crossing:
             if not self.run.dry_run:
                 path = stage_key(self.place, read_file(self.key, MAX_KEY), public)
                 self.misfit = not restore_key(self)
-                self.say("a key that does not fit was written over %s: it is staged as %s" % (
-                    self.key, path))
+                self.say("a key that does not fit was written over %s: it is staged as %s%s" % (
+                    self.key, path, "" if self.misfit else ", and the one that fits is back"))
 
     def submit(self, source, **asked):
         """Have the network process ask for this lineage's certificate; return the exchange's
@@ -3192,9 +3195,9 @@ class Crossing:
         # what can wait is no failure, so that what is pending is still tried and told
         if self.failure and self.can_wait():
             self.failure, self.waiting = None, self.failure
-        if self.failure and self.failure.reason == "storage":
+        if self.failure and self.offer:
             state = self.state
-            self.read()  # the fault may have come after the rename: then hooks are owed
+            self.read()  # what failed may have come after the rename: then hooks are owed
             if not self.current or self.before.state.unfinished != self.current.number:
                 self.state = state
         if not self.failure and self.run.command == "NAME":
@@ -3210,7 +3213,8 @@ class Crossing:
         leaf = target.leaf
         if not leaf.not_before <= now <= leaf.not_after:
             raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
-                "version %d is not valid now" % target.number), "the version in service stays")
+                "version %d is not valid now (%s to %s)" % (target.number, iso_time(
+                    leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
         state = self.owing(leaf, unfinished=target.number, rolled_back=(

@@ -438,6 +438,18 @@ class Status(Scene):
                 self.assertEqual(1, result.status)
                 self.assertRegex(result.out, words)
 
+    def test_narrow_terminals(self):
+        """As many columns of the table as there is room for: times go first, then the source."""
+        self.lineage()
+        self.renew()
+        lineage, outcome = certferry.inspect(certferry.Place(self.there.config, NAME), 0)
+        lineage = lineage._replace(options=lineage.options._replace(
+            sources=(certferry.parse_source("up.example.net"),)))
+        headings = ["NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS"]
+        for columns, shown in ((160, 6), (100, 5), (80, 4), (60, 3)):
+            _, lines = certferry.status_lines([(lineage, outcome)], 0, columns)
+            self.assertEqual(headings[:shown] + ["PENDING"], re.split("  +", lines[1]), columns)
+
     def test_unknown(self):
         """A lineage that is not there, wrong usage, files that cannot be read."""
         for arguments in (("none.example.com",), ("--deploy-hook", "true"), ("--bogus",), ()):
