@@ -1360,12 +1360,17 @@ class Damage(VersionsCase):
                 self.assertIn(path, result.err)
                 self.downstream.assert_fits(self, NAME, second)
 
-    def test_state_is_a_link(self):
-        """What it holds is not read, nor is it written anew: what was rolled back stays out."""
+    def rolled_back(self):
+        """A first version, in service again after the second one; its Credential."""
         first = self.install()
         self.offer(self.issue(first.key))
         self.assert_done(self.renew())
         self.assert_done(self.downstream.run("rollback", NAME))
+        return first
+
+    def test_state_is_a_link(self):
+        """What it holds is not read, nor is it written anew: what was rolled back stays out."""
+        first = self.rolled_back()
         path, away = self.downstream.state(NAME), os.path.join(self.outside, "state")
         os.rename(path, away)
         os.symlink(away, path)
@@ -1379,10 +1384,7 @@ class Damage(VersionsCase):
 
     def test_state_of_a_later_version(self):
         """A key that is not known is passed over, and the rest is remembered."""
-        first = self.install()
-        self.offer(self.issue(first.key))
-        self.assert_done(self.renew())
-        self.assert_done(self.downstream.run("rollback", NAME))
+        first = self.rolled_back()
         path = self.downstream.state(NAME)
         text = world.read(path)
         world.write(path, text + b"colour = green\n", 0o600)
