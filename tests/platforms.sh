@@ -240,17 +240,18 @@ prepare_booted() {
     for user in postgres www; do chroot "$tree" useradd -m -s /bin/sh "$user"; done
     write_nginx upstream 8443 /opt/pki/now
     ln -s /opt/pki/first "$tree/opt/pki/now"
-    chroot "$tree" ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
-    cp "$tree/root/.ssh/id_ed25519.pub" "$tree/root/.ssh/authorized_keys"
+    chroot "$tree" sh -c 'cd ~root && ssh-keygen -q -t ed25519 -N "" -f .ssh/id_ed25519 &&
+        cp .ssh/id_ed25519.pub .ssh/authorized_keys'
     write_hook
 }
 
 hook_worked() {   # every trace of the hook, seen from outside the unit; they are taken away
     there test -s /etc/haproxy/example.com.pem
     there test -s /var/lib/prometheus/tls.prom
-    there sh -c 'rm /root/hook-was-here /home/www/hook-was-here /tmp/hook-was-here'
-    there umount /mnt
     # shellcheck disable=SC2016  # the inner shell's
+    there sh -c 'rm "$HOME/hook-was-here" /home/www/hook-was-here /tmp/hook-was-here'
+    there umount /mnt
+    # shellcheck disable=SC2016
     there sh -c 'kill $(cat /run/hook-daemon.pid)'
     until_true 20 there grep -q 'example.com is new' /var/mail/root
     there rm /var/mail/root
