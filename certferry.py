@@ -2873,11 +2873,12 @@ class Crossing:
             raise Failure("no-key", "--key: %s" % error, "give one private key as PEM")
         if public in self.own_keys():
             return
+        self.lines.append("%s  %s" % (
+            "staged key " if self.key else "key added  ", describe_key(public)))
         if not self.run.dry_run:
             key = stage_key(self.place, key.pem, public, self.key is None)
             self.key = self.key or key
         self.keys[public], self.changed = key, True
-        self.lines.append("key added    %s" % describe_key(public))
 
     def check_key(self):
         """See that there is a usable key; Failure (no-key) otherwise.
@@ -3107,12 +3108,12 @@ class Crossing:
     def put_in_place(self):
         """Deploy what is new; adopt loose files, and refuse a key that does not fit, beside what
         is not."""
-        live = self.place.live
+        live, before = self.place.live, self.current
         if self.is_news(self.offer):
             self.deploy()
         elif self.run.command == "NAME":
             self.take_over()
-        if self.run.command == "NAME" and self.changed:
+        if self.run.command == "NAME" and self.current is not before:
             self.lines += ["certificate  %s/fullchain.pem" % live,
                            "private key  %s/privkey.pem" % live]
         if self.misfit:
