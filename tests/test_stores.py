@@ -943,9 +943,9 @@ class Keys(Scene):
         self.lineage(NAME, self.offer(FIRST, False), FIRST)
         self.crossed(FIRST)
         staged = "\n  staged key   ECDSA P-256 {}\n".format(public(OTHER))
-        for arguments, stdin, says in (((OTHER.key,), None, True), (("-",), text(OTHER.key), False)):
-            result = self.there.run(NAME, "--key", *arguments, stdin=stdin)
-            self.assertEqual((0, says), (result.status, staged in result.out), result)
+        for words, stdin, news in (((OTHER.key,), None, True), (("-",), text(OTHER.key), False)):
+            result = self.there.run(NAME, "--key", *words, stdin=stdin)
+            self.assertEqual((0, news), (result.status, staged in result.out), result)
             self.assertNotIn("/privkey.pem", result.out)  # nothing is new in its place
         staged = glob.glob(self.there.live(NAME, "privkey-*.pem"))
         self.assertEqual([0o600], [stat.S_IMODE(os.stat(path).st_mode) for path in staged])
