@@ -214,8 +214,8 @@ def storage_failure(error, where="the config dir"):
 # --------------------------------------------------------------------------------------------------
 
 # A name ends up in paths, in hooks' environments and in openssl's arguments: letters and no more.
-HOST_NAME = re.compile(r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % (
-    (r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2))
+HOST_NAME = r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % (
+    (r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2)
 _PORTS = {"tls": 443, "smtp": 25, "imap": 143, "pop3": 110, "ftp": 21, "ldap": 389, "xmpp": 5222,
           "postgres": 5432, "mysql": 3306, "vault": 8200, "azure": 443}
 # What follows the host: only a store has a path, and no part of it climbs with `..`.
@@ -225,8 +225,8 @@ _PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,
 def plain(text, limit=300):
     """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
     text = str(text).encode("ascii", "backslashreplace").decode("ascii")
-    # what a peer says must not steer the terminal that shows it
-    text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match.group()), text)
+    if not text.isprintable():  # what a peer says must not steer the terminal that shows it
+        text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match.group()), text)
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
@@ -245,7 +245,7 @@ def host_name(text):
         text = text.encode("idna").decode("ascii")  # 4 ms
     text = text[:-1] if text.endswith(".") else text
     numbers = [part.isdigit() and int(part) < 256 for part in text.split(".")]
-    if not HOST_NAME.match(text) or is_address(text) and numbers != [True] * 4:
+    if not re.match(HOST_NAME, text) or is_address(text) and numbers != [True] * 4:
         raise ValueError("%s is no host name and no address" % plain(text, 80))
     return text
 
@@ -513,10 +513,10 @@ _SIGNATURES = (  # and of signatures: with SHA-256, 384 or 512
 
 def _elements(data):
     """Return [(tag, content, whole)] of the DER elements that the bytes are; ValueError else."""
-    found, at = [], 0
-    while at < len(data):
+    found, at, end = [], 0, len(data)
+    while at < end:
         start = at + 2
-        if start > len(data) or data[at] & 0x1f == 0x1f:
+        if start > end or data[at] & 0x1f == 0x1f:
             raise ValueError("an element that is cut off, or a tag of several bytes")
         length = data[at + 1]
         if length & 0x80:
@@ -525,7 +525,7 @@ def _elements(data):
             start += size
             if not 1 <= size <= 3 or length < 0x80 or length >> 8 * (size - 1) == 0:
                 raise ValueError("a length that is not the shortest, or over 16 MiB")
-        if start + length > len(data):
+        if start + length > end:
             raise ValueError("an element longer than what holds it")
         found.append((data[at], data[start:start + length], data[at:start + length]))
         at = start + length
@@ -606,7 +606,7 @@ def _domains(value):
         if tag == 0x82:
             name = content.decode("latin-1").lower()  # NUL too is for HOST_NAME to judge
             bare = name[2:] if name.startswith("*.") else name
-            if HOST_NAME.match(bare) and not is_address(bare) and (bare is name or "." in bare):
+            if re.match(HOST_NAME, bare) and not is_address(bare) and (bare is name or "." in bare):
                 names.append(name)
         elif tag == 0x87 and len(content) in (4, 16):
             import ipaddress  # 3 ms
@@ -819,17 +819,18 @@ def confine(verifier=False):
     raise OSError(errno.EPERM, "could not give up root's privilege")
 
 
-def _load_before_confined():
-    """Import what a process of nobody's may need where Python's own folder is closed to nobody."""
-    folders = [os.path.dirname(os.__file__)]
-    while folders[-1] != "/":
-        folders.append(os.path.dirname(folders[-1]))
-    if os.geteuid() == 0 and any(~os.stat(folder).st_mode & 0o005 for folder in folders):
-        for module in ("encodings.idna", "http.client", "json", "ssl", "subprocess", "threading"):
-            try:
-                __import__(module)
-            except ImportError:
-                pass  # not in python3-minimal, and who needs it says so
+def _is_closed(path):
+    """Say whether nobody can't read what a folder, such as Python's own, holds."""
+    return ~os.stat(path).st_mode & 0o005 or path != "/" and _is_closed(os.path.dirname(path))
+
+
+def load_modules(*names):
+    """Import what a process of nobody's will need."""
+    for name in names:
+        try:
+            __import__(name)
+        except ImportError:
+            pass  # not in python3-minimal, and who needs it says so
 
 
 def own_process(serve, unprivileged):
@@ -858,7 +859,8 @@ def own_process(serve, unprivileged):
         os.closerange(3, jobs)
         os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in os.listdir("/dev/fd")]))
         if unprivileged:
-            _load_before_confined()
+            if os.geteuid() == 0 and _is_closed(os.path.dirname(os.__file__)):
+                load_modules("ssl", "subprocess", *["encodings.idna"][sys.version_info >= (3, 7):])
             confine()
         serve(jobs, jobs + 1)
     except OSError as error:
@@ -1038,8 +1040,8 @@ def open_pkcs12(data):
 # Sources
 # --------------------------------------------------------------------------------------------------
 
-# What the network process is asked: `known` is a checksum of the leaf in service, so that the chain
-# is asked only for another one; `want` the key type to ask for where a server has several, `way`
+# What the network process is asked: `known` is the CRC of the leaf in service, so that the chain is
+# asked only for another one; `want` the key type to ask for where a server has several, `way`
 # how that worked last time; `own` refuses this very machine; `skip` are addresses asked already.
 Job = collections.namedtuple("Job", "kind host port timeout sni known want way own skip")
 
@@ -1068,11 +1070,6 @@ _SIGNS = (
     ("connection refused", "unreachable", "refuses connections", "is the service running there?"),
     ("timed out", "timeout", "gave no certificate in %(timeout)g s",
      "is it overloaded or behind a firewall? --timeout SECONDS"))
-
-
-def checksum(der):
-    """Return a short number for a leaf, only to save asking for the chain of a known one."""
-    return binascii.crc32(der)
 
 
 def _is_own(family, where):
@@ -1149,8 +1146,12 @@ def _context(want, way):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the peer's signature is checked all the same
-    for version in ("SSLv3", "TLSv1", "TLSv1_1") + (("TLSv1_3",) if way == "1.2" else ()):
-        context.options |= getattr(ssl, "OP_NO_" + version, 0)  # 3.6 may have no TLSv1_3
+    if sys.version_info >= (3, 7):  # where the options warn, which takes 1 ms
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:
+        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    if way == "1.2":
+        context.options |= getattr(ssl, "OP_NO_TLSv1_3", 0)  # 3.6 may have none
     # no static RSA: that would be a handshake without a signature
     context.set_ciphers(CIPHERS + (_TYPES[want][0] if way == "1.2" else ""))
     return context
@@ -1184,7 +1185,7 @@ def _by_module(job, family, where, deadline, way):
             proven = None
     if not proven:  # s_client tells who showed a certificate first from who is no TLS server
         return _by_command(job, family, where, deadline, way)
-    if len(proven) > 1 or str(checksum(proven[0])) == job.known:
+    if len(proven) > 1 or str(binascii.crc32(proven[0])) == job.known:
         return proven
     for _ in range(3):  # a pool, or a rotation between the two handshakes
         certificates = _show_certificates(job, where, deadline, way)[1]
@@ -1255,68 +1256,77 @@ class _Pool:
     in vain is not waited for again in the same run.
     """
 
-    def __init__(self):
-        """Begin with nothing to do."""
+    def __init__(self, answers):
+        """Begin with nothing to do; `answers` is where they go."""
+        import _thread  # built in; threading takes 2 ms
+        _thread.stack_size(256 * 1024)
+        self.begin, self.lock = _thread.start_new_thread, _thread.allocate_lock()
         self.waiting = collections.OrderedDict()  # number: job
         self.running = {}  # number: (job, when it started)
         self.fate = {}  # upstream and timeout: the Answer of a vain wait, None where it answered
-        self.done, self.unsent = collections.deque(), bytearray()
-        self.woken, self.wake = os.pipe()
+        self.answers, self.unsent = answers, bytearray()
+        os.set_blocking(answers, False)
 
-    def work(self, number, job):
-        """Run one exchange in its thread and hand its answer over."""
-        self.done.append((number, _answer_of(exchange, job)))
-        os.write(self.wake, b".")
-
-    def start(self, now):
-        """Start what may be started: nothing for an upstream that keeps its first ones waiting."""
-        import _thread  # built in; threading takes 2 ms
-        _thread.stack_size(256 * 1024)
+    def take(self):
+        """Return (number, job) of the exchange to make now, or None: none for an upstream that
+        keeps its first ones waiting. The lock is held, as for end()."""
+        now = time.monotonic()
         # a pool of 8 means 8 that make progress: who waits on a dead peer frees its place
         old = {number for number, (_, started) in self.running.items() if now - started >= PATIENCE}
         slow = {self.running[number][0][:4] for number in old}.difference(self.fate)
-        while len(self.running) < MAX_RUNNING and len(self.running) - len(old) < SIDE_BY_SIDE:
-            number = next((number for number, job in self.waiting.items()
-                           if job[:4] not in slow), None)
-            if number is None:
-                break
-            job = self.waiting.pop(number)
-            if self.fate.get(job[:4]):
-                self.unsent += _answer_line(number, self.fate[job[:4]])
-            else:
-                self.running[number] = job, now
-                _thread.start_new_thread(self.work, (number, job))
+        number = next((number for number, job in self.waiting.items() if job[:4] not in slow), None)
+        if number is None or len(self.running) >= min(MAX_RUNNING, len(old) + SIDE_BY_SIDE):
+            return None
+        self.running[number] = self.waiting.pop(number), now
+        return number, self.running[number][0]
 
-    def finish(self, now):
-        """Put out the answers that are ready, and a timeout for what is late."""
-        for number, (job, started) in self.running.items():
-            if now > started + job.timeout + 0.2:  # all else keeps its deadline by itself
-                self.done.append((number, Answer(
-                    "timeout", "was not resolved in %g s" % job.timeout, "look at the resolver")))
-        while self.done:
-            number, answer = self.done.popleft()
-            job, _ = self.running.pop(number, (None, None))
-            if job:  # else its timeout was told
-                vain = answer.reason == "timeout"
-                self.fate[job[:4]] = self.fate.get(job[:4], answer) if vain else None
-                self.unsent += _answer_line(number, answer)
+    def end(self, number, answer):
+        """Put out an answer, unless the exchange's timeout was told already."""
+        job, _ = self.running.pop(number, (None, None))
+        if job:
+            vain = answer.reason == "timeout"
+            self.fate[job[:4]] = self.fate.get(job[:4], answer) if vain else None
+            self.unsent += _answer_line(number, answer)
+            self.send()
+
+    def send(self):
+        """Write as much as the pipe takes: the other process may be busy."""
+        try:
+            del self.unsent[:os.write(self.answers, self.unsent)]
+        except BlockingIOError:
+            pass
+
+    def work(self, task):
+        """Be a thread: make exchanges as long as there is one to make."""
+        while task:
+            number, job = task
+            answer = self.fate.get(job[:4]) or _answer_of(exchange, job)
+            with self.lock:
+                self.end(number, answer)
+                task = self.take()
+
+    def tend(self):
+        """Put out what waits and a timeout for what is late, and begin what may begin."""
+        with self.lock:
+            self.send()
+            for number, (job, started) in list(self.running.items()):
+                # all else keeps its deadline by itself
+                if time.monotonic() > started + job.timeout + 0.2:
+                    self.end(number, Answer("timeout", "was not resolved in %g s" % job.timeout,
+                                            "look at the resolver"))
+            for task in iter(self.take, None):
+                self.begin(self.work, (task,))
 
 
 def _serve_jobs(jobs, answers):
     """Be the network process: read jobs, a line each, and answer them until no more can come."""
     import ssl  # noqa: F401  (20 ms, while the other process reads its files)
-    pool, unread = _Pool(), b""
+    pool, unread = _Pool(answers), b""
     while True:
-        now = time.monotonic()
-        pool.finish(now)
-        pool.start(now)
-        # deadlines are looked at ten times a second; answers and jobs wake it by themselves
-        readable, writable, _ = select.select([jobs, pool.woken], [answers] if pool.unsent else [],
-                                              [], 0.1 if pool.running else None)
-        if writable:  # so much at least fits in then
-            del pool.unsent[:os.write(answers, pool.unsent[:select.PIPE_BUF])]
-        if pool.woken in readable:
-            os.read(pool.woken, 4096)
+        pool.tend()
+        # a tenth of a second is soon enough for what no thread does by itself
+        readable, _, _ = select.select([jobs], [answers] if pool.unsent else [], [],
+                                       0.1 if pool.running else None)
         if jobs in readable:
             piece = os.read(jobs, 65536)
             if not piece:
@@ -1328,7 +1338,7 @@ def _serve_jobs(jobs, answers):
                 pool.waiting[number] = job._replace(timeout=float(job.timeout))
 
 
-def _offer_of(source, function, *arguments):
+def offer_of(source, function, *arguments):
     """Return the Offer in the Answer that a function returns, in its order; Failure otherwise."""
     try:
         answer = function(*arguments)
@@ -1367,7 +1377,7 @@ class Network:
         self.answers = {}  # number: the line that answers it, None while it is owed
 
     def submit(self, job):
-        """Ask for an exchange; return the number under which offer() tells how it went."""
+        """Ask for an exchange; return the number under which answer() tells how it went."""
         self.count += 1
         number = b"%d" % self.count
         self.answers[number], self.heard = None, time.monotonic()
@@ -1433,10 +1443,6 @@ class Network:
         if answer.reason:  # bytes are believed and such words, nothing that would be a verdict
             raise Failure(_REASONS.get(answer.reason, "malformed"), answer.detail, answer.hint)
         return answer
-
-    def offer(self, number, source):
-        """Return the Offer that an exchange ended with; or Failure."""
-        return _offer_of(source, self.answer, number)
 
     def close(self):
         """End the process: it holds nothing that matters."""
@@ -1641,6 +1647,7 @@ def _fetch_secret(source, seconds, environment):
         if environment.get(path_name) and not environment.get(name):
             environment[name] = _read_regular(environment[path_name]).decode(
                 "ascii", "ignore").strip()
+    load_modules("http.client", "json", "ssl", "encodings.idna")
     fetch = _vault_secret if source.kind == "vault" else _azure_secret
     data = in_own_process(lambda: fetch(source, environment), seconds)
     return Answer(data=open_pkcs12(data) if data[:1] == b"\x30" else data)
@@ -1653,7 +1660,7 @@ _FETCHERS = {"file": _read_medium, "exec": _run_command, "vault": _fetch_secret,
 
 def fetch_offer(source, seconds, environment):
     """Return the Offer of a source that is no handshake, leaf first, within a time; or Failure."""
-    return _leaf_first(_offer_of(source, _FETCHERS[source.kind], source, seconds, environment))
+    return _leaf_first(offer_of(source, _FETCHERS[source.kind], source, seconds, environment))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2011,12 +2018,12 @@ def next_number(place):
     return max(version_numbers(place) + [0]) + 1
 
 
-def _pointed_number(place):
+def pointed_number(place):
     """Return the number of the version that .current points to, 0 without one; Failure where it
     points to another lineage's, or to none."""
-    if not os.path.lexists(place.pointer):
+    target = quietly(os.readlink, place.pointer) or ""
+    if not target and not os.path.lexists(place.pointer):
         return 0
-    target = os.readlink(place.pointer) if os.path.islink(place.pointer) else ""
     number = _number(place, target)
     try:  # live or archive may be a link to elsewhere
         if number and os.path.samefile(place.pointer, place.version(number)):
@@ -2034,13 +2041,13 @@ def _parse_chain(data):
     return parse_certificate(leaf), tuple(chain)
 
 
-def _load_version(place, number):
+def load_version(place, number):
     """Return a Version from the archive, or with number 0 the loose files in live/NAME; None where
     its certificates are missing or damaged."""
     folder = place.version(number) if number else place.live
-    full, cert, chain = (real_path(place, "%s/%s" % (folder, name))
-                         for name in ("fullchain.pem", "cert.pem", "chain.pem"))
-    paths = [full] if number or os.path.lexists(full) else [cert] + [chain] * os.path.lexists(chain)
+    full, *loose = [real_path(place, "%s/%s" % (folder, name)) for name in (
+        "fullchain.pem", "cert.pem", "chain.pem")[:1 if number else 3]]
+    paths = loose[:1 + os.path.lexists(loose[1])] if loose and not os.path.lexists(full) else [full]
     try:
         data = b"".join([read_file(path, MAX_OFFER) for path in paths])
         return Version(number or None, folder, *_parse_chain(data))
@@ -2050,12 +2057,7 @@ def _load_version(place, number):
 
 def load_versions(place):
     """Return the versions in the archive that can be read, the newest first."""
-    return list(filter(None, (_load_version(place, number) for number in version_numbers(place))))
-
-
-def find_current(place):
-    """Return the Version in service: through .current, else loose files in live/NAME, or None."""
-    return _load_version(place, _pointed_number(place))
+    return list(filter(None, (load_version(place, number) for number in version_numbers(place))))
 
 
 def find_key(place, current):
@@ -2067,7 +2069,8 @@ def find_key(place, current):
 def key_record(path, leaf):
     """Return a word that changes when a key file, or the leaf's public key, does."""
     info = os.stat(path)
-    return "%d:%d:%d:%d" % (info.st_ino, info.st_size, info.st_mtime_ns, checksum(leaf.public_key))
+    return "%d:%d:%d:%d" % (
+        info.st_ino, info.st_size, info.st_mtime_ns, binascii.crc32(leaf.public_key))
 
 
 def staged_keys(place):
@@ -2095,7 +2098,7 @@ def mend_links(place, current, replace=False):
     for name in MEMBERS:
         path, target = "%s/%s" % (place.live, name), ".current/" + name
         words = path
-        if os.path.islink(path) and os.readlink(path) == target:
+        if quietly(os.readlink, path) == target:
             continue
         real = real_path(place, path)
         data = os.path.lexists(real) and read_file(real, MAX_OFFER)
@@ -2121,7 +2124,7 @@ def mend_certificates(current):
     mended = []
     for name, ders in (("cert.pem", (current.leaf.der,)), ("chain.pem", current.chain)):
         path, pem = "%s/%s" % (current.folder, name), to_pem(ders)
-        if os.path.isfile(path) and os.path.getsize(path) == len(pem):
+        if quietly(os.path.getsize, path) == len(pem):
             continue  # it costs nothing, and what overwrites a file is hardly as long
         found = quietly(read_pem, quietly(read_file, path, MAX_OFFER) or b"")
         # adopted files may have other lines, and the root
@@ -2206,7 +2209,7 @@ def remove_unfinished(place, number, litter):
     found = find_litter(place.live) + [path for path in litter if os.path.basename(
         path).startswith((".%s@" % place.name, ".%s." % place.name))]
     # the state named it before its rename; one that is older was rolled back to
-    if number > _pointed_number(place) and os.path.isdir(place.version(number)):
+    if number and number > pointed_number(place) and os.path.isdir(place.version(number)):
         found.append(place.version(number))
     for path in found:
         remove(path)
@@ -2438,11 +2441,6 @@ class Reporter:
         parts = [plain(part, 600) for part in ("certferry", name, plain(message), hint) if part]
         self._write(sys.stderr, (self.priorities.get(kind, "") + ": ".join(parts) + "\n").encode())
 
-    def detail(self, name, text):
-        """Write what only --verbose shows."""
-        if self.verbose:
-            self.problem(name, text, kind="detail")
-
     def step(self, position, count, name):
         """Show how far a long run is, on a terminal only."""
         if count > 9 and not (self.quiet or self.as_json) and os.isatty(2):
@@ -2622,7 +2620,8 @@ def load_lineage(place):
                    place.archive):
         attempt(functools.partial(check_folder, folder))
     # what other users could have put there is not even read
-    current = None if failures else attempt(lambda: find_current(place))
+    current = None if failures else attempt(
+        lambda: load_version(place, pointed_number(place)))
     key = None if failures else attempt(lambda: find_key(place, current))
     given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf),
                              (None, NO_OPTIONS))
@@ -2776,8 +2775,7 @@ class Crossing:
         """Take what is on the disk; a version that never became current owes no hooks."""
         self.before, self.unreadable = load_lineage(self.place)
         self.unread = self.before.checked is None and os.path.lexists(self.place.state)
-        (_, self.given, self.options, state, self.checked, self.current, self.key,
-         _) = self.before
+        _, self.given, self.options, state, self.checked, self.current, self.key, _ = self.before
         if self.run.changes:
             self.options = parse_options(merge_options(self.given or {}, self.run.changes))
         number = self.current and self.current.number
@@ -2797,9 +2795,10 @@ class Crossing:
             if not self.failure or gravity(failure) > gravity(self.failure):
                 self.failure = failure
         finally:
-            self.run.report.detail(self.place.name, "%s: %s (%.3f s)" % (
-                " ".join([step.__name__.replace("_", " ")] + [source.text for source in sources]),
-                words, time.monotonic() - started))
+            if self.run.report.verbose:
+                self.run.report.problem(self.place.name, "%s: %s (%.3f s)" % (
+                    " ".join([step.__name__.replace("_", " ")] + [each.text for each in sources]),
+                    words, time.monotonic() - started), kind="detail")
         return None
 
     def say(self, message, hint=""):
@@ -2916,9 +2915,10 @@ class Crossing:
         number."""
         want, _, way = self.state.way.partition(" ")
         named = [domain for domain in self.options.domains if not domain.startswith("*.")]
-        job = Job(*source[:3], self.options.timeout, self.options.sni or (
-            named or [self.place.name])[0], checksum(self.current.leaf.der) if self.current else "",
-            want, way, "" if self.options.sources else "own", "")
+        name = self.options.sni or (named or [self.place.name])[0]
+        known = binascii.crc32(self.current.leaf.der) if self.current else ""
+        job = Job(*source[:3], self.options.timeout, name, known, want, way,
+                  "" if self.options.sources else "own", "")
         return self.run.network.submit(job._replace(**asked))
 
     def look(self):
@@ -2932,7 +2932,7 @@ class Crossing:
         served, self.served = self.served or self.look(), []  # what is seen later is another look
         for source, number in served:
             try:
-                offer = self.run.network.offer(number, source)
+                offer = offer_of(source, self.run.network.answer, number)
                 if offer.leaf != leaf.der:
                     other = parse_certificate(offer.leaf)
                     wrong.append("%s still serves the certificate of %s (serial %s)" % (
@@ -3034,7 +3034,7 @@ class Crossing:
         if source.may_hold_key:
             return self.examine(fetch_offer(source, self.options.timeout, self.run.environment))
         number, self.number = self.number or self.submit(source, **asked), None
-        offer = self.run.network.offer(number, source)
+        offer = offer_of(source, self.run.network.answer, number)
         # remembered, so that later runs need no extra exchange for the type of key
         want = asked.get("want") or self.state.way.partition(" ")[0]
         try:
@@ -3291,12 +3291,11 @@ class Crossing:
 
 def _in_turn(crossings, network):
     """Yield crossings in order; one whose upstream keeps it waiting lets the others go first."""
-    patience = time.monotonic() + PATIENCE
     while crossings:
         late = []
         for crossing in crossings:
-            if crossing.number is None or network.has(crossing.number, max(
-                    0, patience - time.monotonic())):
+            patience = network.heard + PATIENCE - time.monotonic()  # as long as answers come
+            if crossing.number is None or network.has(crossing.number, max(0, patience)):
                 yield crossing
             else:
                 late.append(crossing)
@@ -3502,7 +3501,7 @@ def _check_options(options, command):
             raise Usage("--%s takes %s" % (name, takes.replace("-", "no value")))
         if command and commands != "all" and command not in commands:
             raise Usage("--%s does not go with %s: see certferry --help" % (name, command))
-    if not re.match(r"\d{0,6}\Z", options.get("jitter", ["0"])[-1]):
+    if "jitter" in options and not re.match(r"[0-9]{0,6}\Z", options["jitter"][-1]):
         raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][-1], 40))
     for name in ("config-dir", "metrics"):
         if "" in options.get(name, ()):
