@@ -1083,12 +1083,19 @@ def _is_own(family, where):
         return False
 
 
+@functools.lru_cache(maxsize=None)  # many lineages, few upstreams
+def _look_up(host, port):
+    """Return what the resolver says of a host; OSError where it says nothing."""
+    import socket
+    # bytes, because text is encoded by a module that takes 4 ms to load
+    return socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+
+
 def _resolve(job):
     """Return [(family, socket address)] of the job's host, in the resolver's order."""
-    import socket
-    try:  # bytes, because text is encoded by a module that takes 4 ms to load
-        found = socket.getaddrinfo(job.host.encode("ascii"), job.port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
+    try:
+        found = _look_up(job.host, job.port)
+    except OSError as error:
         raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
                       "check the name, and this host's resolver")
     others = [(family, where) for family, _, _, _, where in found
@@ -1306,7 +1313,7 @@ class _Pool:
                 task = self.take()
 
     def tend(self):
-        """Put out what waits and a timeout for what is late, and begin what may begin."""
+        """Put out what is late, begin what may begin; return (descriptors, seconds) to wait for."""
         with self.lock:
             self.send()
             for number, (job, started) in list(self.running.items()):
@@ -1316,6 +1323,8 @@ class _Pool:
                                             "look at the resolver"))
             for task in iter(self.take, None):
                 self.begin(self.work, (task,))
+            # a tenth of a second is soon enough for what no thread does by itself
+            return [self.answers] if self.unsent else [], 0.1 if self.running else None
 
 
 def _serve_jobs(jobs, answers):
@@ -1323,19 +1332,17 @@ def _serve_jobs(jobs, answers):
     import ssl  # noqa: F401  (20 ms, while the other process reads its files)
     pool, unread = _Pool(answers), b""
     while True:
-        pool.tend()
-        # a tenth of a second is soon enough for what no thread does by itself
-        readable, _, _ = select.select([jobs], [answers] if pool.unsent else [], [],
-                                       0.1 if pool.running else None)
-        if jobs in readable:
+        writing, seconds = pool.tend()
+        if select.select([jobs], writing, [], seconds)[0]:
             piece = os.read(jobs, 65536)
             if not piece:
                 return
             *lines, unread = (unread + piece).split(b"\n")
-            for line in lines:
-                number, *fields = line.decode("ascii").split("\t")
-                job = Job(*fields)
-                pool.waiting[number] = job._replace(timeout=float(job.timeout))
+            with pool.lock:  # a thread may be looking there for its next one
+                for line in lines:
+                    number, *fields = line.decode("ascii").split("\t")
+                    job = Job(*fields)
+                    pool.waiting[number] = job._replace(timeout=float(job.timeout))
 
 
 def offer_of(source, function, *arguments):
@@ -1834,8 +1841,7 @@ def refuse_foreign(path, info, private=True):
 
 @functools.lru_cache(maxsize=None)  # a thousand lineages share three of their four folders
 def check_folder(path):
-    """Raise Failure where a folder or hook, or the link to it, is another user's or open to
-    others."""
+    """Raise Failure where a folder or hook, or its link, is another user's or open to others."""
     refuse_foreign(path, os.lstat(path))
     refuse_foreign(path, os.stat(path))
 
@@ -1901,8 +1907,7 @@ def quietly(step, *arguments):
 
 
 def _dress(new, like):
-    """Give a new file (its descriptor) or folder owner, group, mode and ACL of `like`: never wider.
-    """
+    """Give a new file (by descriptor) or folder owner, group, mode, ACL of `like`: never wider."""
     info, acl = os.stat(like), "system.posix_acl_access"
     try:
         os.chown(new, info.st_uid, info.st_gid)
@@ -2264,8 +2269,7 @@ def install_version(lineage, leaf, chain, key, state, found=()):
 
 
 def adopt(lineage):
-    """Make a version of a lineage's loose files, identical, then links, then one rename; return it.
-    """
+    """Make a version of loose files, identical, then links, then one rename; return it."""
     place, current = lineage.place, lineage.current
     found = {name: read_file(real_path(place, "%s/%s" % (place.live, name)), MAX_OFFER)
              for name in MEMBERS[:3] if os.path.lexists("%s/%s" % (place.live, name))}
@@ -3463,10 +3467,7 @@ def _parse_names(words, command, options):
     names = []
     for word in words:
         wildcard = command == "NAME" and word.startswith("*.")
-        try:
-            names.append(host_name(word[2 * wildcard:]))
-        except ValueError:
-            names.append("")
+        names.append(quietly(host_name, word[2 * wildcard:]) or "")
         if not is_lineage_name(names[-1]):
             raise Usage("%s is no host name and no command: did you mean %s?" % (
                 plain(word, 60), _nearest(word)))
