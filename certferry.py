@@ -585,9 +585,9 @@ def _der_time(tag, content):
 def _extensions(data):
     """Return ({OID bytes: value bytes}, {OIDs that are critical}) of the Extensions in some DER."""
     values, critical = {}, set()
-    for _, _, extension in _sequence(data):
-        (first, oid, _), *flag, (last, value, _) = _sequence(extension)
-        if (first, last) != (0x06, 0x04) or oid in values or (
+    for outer, content, _ in _sequence(data):
+        (first, oid, _), *flag, (last, value, _) = _elements(content)
+        if (outer, first, last) != (0x30, 0x06, 0x04) or oid in values or (
                 [tag for tag, _, _ in flag] not in ([], [1])):
             raise ValueError("an extension of another shape, or given twice")
         values[oid] = value

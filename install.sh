@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-80ac78306776d1a6901406326927a908dd729a62948c8e0afe9deacc195dd3b8  certferry.py
+6a8627fd477a09d294fea4ab52396a2ab3e52c167a5850aa304ef421416c1b7c  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '

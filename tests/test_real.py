@@ -445,6 +445,7 @@ class Served(Scene):
         self.rotate(downstream, upstream)
         self.assert_ended(0, "installed", None, NAME, "--served-at", nginx.source,
                           "--deploy-hook", hook, downstream=downstream)
+        nginx.shows_only(downstream.served_leaf(NAME))
         self.assert_ended(0, "unchanged", None, "renew", downstream=downstream)
         stale = world.certificates(os.path.join(old, "cert.pem"))
         subprocess.check_call("cp {}/*.pem {}".format(old, copy), shell=True)
