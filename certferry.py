@@ -214,8 +214,7 @@ def storage_failure(error, where="the config dir"):
 # --------------------------------------------------------------------------------------------------
 
 # A name ends up in paths, in hooks' environments and in openssl's arguments: letters and no more.
-HOST_NAME = r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % (
-    (r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2)
+HOST_NAME = r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % ((r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2)
 _PORTS = {"tls": 443, "smtp": 25, "imap": 143, "pop3": 110, "ftp": 21, "ldap": 389, "xmpp": 5222,
           "postgres": 5432, "mysql": 3306, "vault": 8200, "azure": 443}
 # What follows the host: only a store has a path, and no part of it climbs with `..`.
@@ -1247,7 +1246,7 @@ def _answer_of(function, *arguments):
         if isinstance(error, (ValueError, RecursionError)) and not isinstance(error, OSError):
             return Answer("malformed", "answers with what cannot be read", "is it the right one?")
         return Answer("unreachable", "gives no answer (%s)" % getattr(
-            error, "verify_message", error), "is it running? VAULT_CACERT for its own authority")
+            error, "verify_message", error), "is it running? vault: VAULT_CACERT for its root")
 
 
 def _answer_line(number, answer):
@@ -1275,10 +1274,9 @@ class _Pool:
         os.set_blocking(answers, False)
 
     def take(self):
-        """Return (number, job) of the exchange to make now, or None: none for an upstream that
-        keeps its first ones waiting. The lock is held, as for end()."""
+        """Return (number, job) of the exchange to make now, or None; as for end(), locked."""
         now = time.monotonic()
-        # a pool of 8 means 8 that make progress: who waits on a dead peer frees its place
+        # 8 that make progress: who waits on a dead peer frees its place, and lets no others wait
         old = {number for number, (_, started) in self.running.items() if now - started >= PATIENCE}
         slow = {self.running[number][0][:4] for number in old}.difference(self.fate)
         number = next((number for number, job in self.waiting.items() if job[:4] not in slow), None)
@@ -1508,7 +1506,8 @@ def _read_medium(source, _seconds, _environment):
     """Return the Answer of file:PATH: a PEM file, or a folder with certbot's files or some."""
     names = [name for name in ("/fullchain.pem", "/cert.pem", "/chain.pem", "/privkey.pem")
              if os.path.lexists(source.target + name)]
-    return Answer(data=b"\n".join(_read_regular(source.target + name) for name in names or [""]))
+    names = names or ["/fullchain.pem" * os.path.isdir(source.target)]
+    return Answer(data=b"\n".join(_read_regular(source.target + name) for name in names))
 
 
 def _run_command(source, seconds, environment):
@@ -2522,9 +2521,10 @@ def _trouble(lineage, outcome):
     """Return what the last runs found wrong with the source of a lineage, else ""."""
     state = lineage.state
     if state.reason or state.result == "failed" and outcome.health != "unknown":
-        return "%s %s for %d runs: %s since %s" % (
-            state.source or "its source", state.result, state.runs, state.reason or state.detail,
-            (iso_time(state.since) or "?")[:10])
+        who = plain(state.detail, 120) if state.result == "pending" else state.source
+        return "%s %s for %d run%s: %s since %s" % (
+            who or "its source", state.result, state.runs, "s"[state.runs == 1:],
+            state.reason or state.detail, (iso_time(state.since) or "?")[:10])
     stale = state.result in ("installed", "unchanged") and (
         outcome.health in _PLUGIN_STATUS and outcome.why.startswith("expires"))
     return "%s still offers the same certificate" % state.source if stale else ""
@@ -2624,8 +2624,7 @@ def load_lineage(place):
                    place.archive):
         attempt(functools.partial(check_folder, folder))
     # what other users could have put there is not even read
-    current = None if failures else attempt(
-        lambda: load_version(place, pointed_number(place)))
+    current = None if failures else attempt(lambda: load_version(place, pointed_number(place)))
     key = None if failures else attempt(lambda: find_key(place, current))
     given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf),
                              (None, NO_OPTIONS))
@@ -2705,11 +2704,12 @@ def inspect(place, now):
 
 def _no_key(lineage):
     """Return the Failure of a lineage without a private key."""
-    name, sources = lineage.place.name, lineage.options.sources
+    (config, name), sources = lineage.place, lineage.options.sources[:1]
+    here = "" if config == CONFIG_DIR else " --config-dir " + config
     return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
-        "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s" % (
-            sources[0].host if sources and sources[0].host else "UPSTREAM", CONFIG_DIR, name, name,
-            "".join(" --from " + source.text for source in sources[:1]))))
+        "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s%s" % (
+            sources and sources[0].host or "UPSTREAM", CONFIG_DIR, name, name,
+            "".join(" --from " + source.text for source in sources), here)))
 
 
 def read_roots(path):
@@ -2790,7 +2790,7 @@ class Crossing:
     def attempt(self, step, *sources):
         """Do a step and return what it returns, or None where it failed: the gravest failure
         counts."""
-        started, words = time.monotonic(), "done"
+        started, words = self.asked if self.number else time.monotonic(), "done"
         try:
             return step(*sources)
         except (Failure, OSError) as error:
@@ -2842,8 +2842,7 @@ class Crossing:
         if run.command == "NAME" or run.command == "renew" and (
                 run.force or self.options.when == "always" or not current
                 or run.now >= due_time(current.leaf)):
-            self.sources = self.options.sources or (
-                parse_source(endpoint_text(place.name, 443)),)
+            self.sources = self.options.sources or (parse_source(endpoint_text(place.name, 443)),)
             if not self.sources[0].may_hold_key:  # a store is asked later, by this process
                 self.number = self.submit(self.sources[0])
         if run.command == "renew" or "served-at" in run.changes:
@@ -2876,8 +2875,7 @@ class Crossing:
             raise Failure("no-key", "--key: %s" % error, "give one private key as PEM")
         if public in self.own_keys():
             return
-        self.lines.append("%s  %s" % (
-            "staged key " if self.key else "key added  ", describe_key(public)))
+        self.lines.append("key added    " + describe_key(public))
         if not self.run.dry_run:
             key = stage_key(self.place, key.pem, public, self.key is None)
             self.key = self.key or key
@@ -2923,6 +2921,7 @@ class Crossing:
         known = binascii.crc32(self.current.leaf.der) if self.current else ""
         job = Job(*source[:3], self.options.timeout, name, known, want, way,
                   "" if self.options.sources else "own", "")
+        self.asked = time.monotonic()
         return self.run.network.submit(job._replace(**asked))
 
     def look(self):
@@ -3169,8 +3168,8 @@ class Crossing:
         if wrong:
             waited = ": hooks ran, %d s waited" % patience if patience else ""
             raise Failure("not-served", "; ".join(wrong) + waited, (
-                "the hooks run again at the next run; does the daemon read %s/fullchain.pem?"
-                % self.place.live))
+                "the hooks run again at the next run; does the daemon read %s/fullchain.pem? is "
+                "--served-at right?" % self.place.live))
 
     def can_wait(self):
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
@@ -3276,8 +3275,9 @@ class Crossing:
             place.name, result, shown.reason, str(shown), shown.hint, self.changed,
             self.offer and self.offer.source.text, self.current,
             *health_of(self, run.now, self.misfit, self.unreadable), lines=self.lines)
-        known = run.command != "NAME" or not self.failure or os.path.lexists(place.conf) or (
-            self.current and self.current.number)
+        # a try with options that are not remembered tells nothing about those that are
+        known = run.command != "NAME" or result in SOUND + WELL or not run.changes and (
+            os.path.lexists(place.conf) or self.current and self.current.number)
         ours = self.ours or shown.reason == "certbot" and run.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or run.dry_run):
             self.state = alert(run, self, outcome)
@@ -3289,7 +3289,8 @@ class Crossing:
                 if is_new or result != "not-due":
                     touch_state(place, self.checked or run.now)
             except (Failure, OSError) as error:  # it does not stop a deployment
-                run.report.problem(place.name, "not recorded: %s" % error, "see to the disk")
+                if shown.reason != "storage":  # which says the same
+                    self.say("not recorded: %s" % storage_failure(error, place.records))
         return outcome
 
 
@@ -3469,7 +3470,7 @@ def _parse_names(words, command, options):
         wildcard = command == "NAME" and word.startswith("*.")
         names.append(quietly(host_name, word[2 * wildcard:]) or "")
         if not is_lineage_name(names[-1]):
-            raise Usage("%s is no host name and no command: did you mean %s?" % (
+            raise Usage("%s is no full host name and no command: did you mean %s?" % (
                 plain(word, 60), _nearest(word)))
         if wildcard:
             options.setdefault("domain", []).append("*." + names[-1])
@@ -3495,18 +3496,17 @@ def _check_options(options, command):
     """Raise Usage where an option is unknown, lacks its value or does not go with the command."""
     for name, values in options.items():
         if name not in _OPTIONS:
-            raise Usage("unknown option %s: did you mean %s? certferry --help lists all" % (
+            raise Usage("unknown option %s: did you mean %s? see certferry --help, renew --help" % (
                 plain(name, 60), _nearest(name)))
         takes, commands, _ = _OPTIONS[name]
         if (name in _TAKING) != (None not in values):
             raise Usage("--%s takes %s" % (name, takes.replace("-", "no value")))
+        if name in ("config-dir", "metrics") and "" in values:
+            raise Usage("--%s: it is empty" % name)
         if command and commands != "all" and command not in commands:
             raise Usage("--%s does not go with %s: see certferry --help" % (name, command))
     if "jitter" in options and not re.match(r"[0-9]{0,6}\Z", options["jitter"][-1]):
         raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][-1], 40))
-    for name in ("config-dir", "metrics"):
-        if "" in options.get(name, ()):
-            raise Usage("--%s: it is empty" % name)
 
 
 def jitter_delay(seconds, host_id=None):
@@ -3548,7 +3548,7 @@ def start_timer(run):
             at = re.search(r"\d\d:\d\d", _systemctl("show", "-p", "NextElapseUSecRealtime")[1])
             run.report.line("certferry.timer: started" + (at and ", next run " + at.group() or ""))
             return True
-        run.report.problem("", "certferry.timer could not be started (%s)" % words,
+        run.report.problem("", "certferry.timer could not be started (%s)" % words.strip(),
                            "systemctl enable --now certferry.timer")
     elif not (default and os.path.exists("/etc/cron.d/certferry")):
         script = os.path.realpath(sys.argv[0])

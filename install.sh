@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-6a8627fd477a09d294fea4ab52396a2ab3e52c167a5850aa304ef421416c1b7c  certferry.py
+f589a60a13fd9cc1618403eb08aea41e9accbc47637d333d73f2756a6c6b00a1  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
@@ -335,12 +335,16 @@ say_what_stays() {
     for file in /etc/crontabs/root /var/spool/cron/crontabs/root; do
         ! grep -qs "$program" "$DESTDIR$file" || echo "to remove by hand: certferry's line in $file"
     done
+    [ "$(id -u)" -eq 0 ] || ! crontab -l 2>/dev/null | grep -q "$program" ||
+        echo "to remove by hand: certferry's line (crontab -e)"
     kept=
     for folder in "$DESTDIR$config_dir"/live/*/; do
         [ ! -L "$folder/.current" ] ||
             kept="$kept, $(basename "$folder") (until $(day_it_ends "$folder/cert.pem"))"
     done
-    [ -z "$kept" ] || echo "kept $config_dir: nothing renews these now: ${kept#, }"
+    # a user's own copy was not what renewed root's
+    [ -z "$kept" ] || [ "$(id -u)" -ne 0 ] ||
+        echo "kept $config_dir: nothing renews these now: ${kept#, }"
 }
 
 day_it_ends() {   # certificate: the date when it runs out

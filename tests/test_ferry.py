@@ -191,7 +191,8 @@ class FirstCrossing(Scene):
                                 "certferry example.com --key - --from " + upstream.source)
         seen = self.seen(NAME, "--from", "up.example.net:4433")
         self.assert_ended(seen, 1, "refused", "no-key")
-        self.assert_one_problem(seen[0], "ssh up.example.net cat", "--from up.example.net:4433")
+        self.assert_one_problem(seen[0], "ssh up.example.net cat",
+                                "--from up.example.net:4433 --config-dir " + self.downstream.config)
         self.assertEqual(before, self.downstream.snapshot())
         self.assertEqual(0, upstream.connections)
 

@@ -542,6 +542,24 @@ class Status(Scene):
         self.assertEqual([1, 0, 1], [line.count("conf line 1") for line in lines])
         self.assertNotIn(" runs: ", "".join(lines))
 
+    def test_what_is_pending(self):
+        """A hook that fails is named, and no source is blamed for it."""
+        self.lineage(deploy_hook="false")
+        self.renew(1)
+        line = self.there.run("status").out.splitlines()[0]
+        self.assertRegex(line, r"a hook failed \(status 1\): false pending for 1 run: hook since ")
+        self.assertNotIn("file:", line)
+
+    def test_a_try_of_something_else(self):
+        """Options that failed are not remembered: what is remembered did not fail."""
+        self.lineage()
+        self.renew()
+        state = world.read(self.there.state(NAME))
+        self.assertEqual(1, self.there.run(NAME, "--from", "file:/nonexistent").status)
+        self.assertEqual(1, self.there.run(NAME, "-d", "other.example.net").status)
+        self.assertEqual(state, world.read(self.there.state(NAME)))
+        self.assertEqual(0, self.there.run("status").status)
+
     def test_two_hundred(self):
         """A large host is told in one line, a row for each, and soon."""
         self.lineage()
@@ -932,6 +950,10 @@ class Output(Scene):
             self.assertRegex(line, r"\Acertferry: {}: .*\b\d+\.\d+ s\)?\Z".format(NAME))
         self.assertNotIn("<", verbose.err)
         self.assertIn(NAME + ": unchanged: ", verbose.out)
+        with world.Silent() as dead:  # what others are judged meanwhile does not count
+            self.edit(**{"from": dead.source, "timeout": "1"})
+            seconds = re.search(r": ask .*\((\d+\.\d+) s\)", self.renew(0, "-v").err).group(1)
+        self.assertGreater(float(seconds), 0.9)
 
     def test_journal(self):
         """Priorities where it is the journal that reads, which says so by device and inode."""

@@ -942,7 +942,7 @@ class Keys(Scene):
         """It waits, `status` shows it, the offer that fits takes it, its file goes."""
         self.lineage(NAME, self.offer(FIRST, False), FIRST)
         self.crossed(FIRST)
-        staged = "\n  staged key   ECDSA P-256 {}\n".format(public(OTHER))
+        staged = "\n  key added    ECDSA P-256 {}\n".format(public(OTHER))
         for words, stdin, news in (((OTHER.key,), None, True), (("-",), text(OTHER.key), False)):
             result = self.there.run(NAME, "--key", *words, stdin=stdin)
             self.assertEqual((0, news), (result.status, staged in result.out), result)
