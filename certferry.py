@@ -76,8 +76,8 @@ LITTER = ".certferry-new"  # ends every temporary name, so that a later run know
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE:DHE:!aNULL:!eNULL:!PSK:!SRP"
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CREDENTIALS = ("VAULT_TOKEN", "VAULT_TOKEN_FILE", "VAULT_ROLE_ID", "VAULT_SECRET_ID_FILE",
-               "VAULT_SECRET_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET",
-               "AZURE_CLIENT_SECRET_FILE")
+               "VAULT_SECRET_ID", "VAULT_CACERT", "VAULT_NAMESPACE", "AZURE_TENANT_ID",
+               "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_SECRET_FILE")
 
 # --------------------------------------------------------------------------------------------------
 # Types
@@ -799,9 +799,9 @@ def confine(verifier=False):
         return
     try:
         import resource
-        # no core with a secret in it, no file; under 512 MiB of address space threads cannot start;
+        # no core with a secret in it, no file; not AS: malloc reserves 64 MiB for each thread;
         # RLIMIT_NPROC would count all of nobody's processes
-        for name, most in (("CORE", 0), ("FSIZE", 0), ("AS", 1 << 30), ("NOFILE", 1024),
+        for name, most in (("CORE", 0), ("FSIZE", 0), ("DATA", 1 << 30), ("NOFILE", 1024),
                            ("CPU", 600)):
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
     except (ImportError, ValueError):
@@ -821,15 +821,6 @@ def confine(verifier=False):
 def _is_closed(path):
     """Say whether nobody can't read what a folder, such as Python's own, holds."""
     return ~os.stat(path).st_mode & 0o005 or path != "/" and _is_closed(os.path.dirname(path))
-
-
-def load_modules(*names):
-    """Import what a process of nobody's will need."""
-    for name in names:
-        try:
-            __import__(name)
-        except ImportError:
-            pass  # not in python3-minimal, and who needs it says so
 
 
 def own_process(serve, unprivileged):
@@ -858,8 +849,10 @@ def own_process(serve, unprivileged):
         os.closerange(3, jobs)
         os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in os.listdir("/dev/fd")]))
         if unprivileged:
-            if os.geteuid() == 0 and _is_closed(os.path.dirname(os.__file__)):
-                load_modules("ssl", "subprocess", *["encodings.idna"][sys.version_info >= (3, 7):])
+            if os.geteuid() == 0 and _is_closed(os.path.dirname(os.path.realpath(os.__file__))):
+                for module in ("ssl", "subprocess", "encodings.idna", "encodings.punycode")[
+                        :2 if sys.version_info >= (3, 7) else 4]:
+                    __import__(module)
             confine()
         serve(jobs, jobs + 1)
     except OSError as error:
@@ -1083,26 +1076,18 @@ def _is_own(family, where):
 
 
 @functools.lru_cache(maxsize=None)  # many lineages, few upstreams
-def _look_up(host, port):
-    """Return what the resolver says of a host; OSError where it says nothing."""
+def _resolve(host, port, own):
+    """Return [(family, socket address)] of a host, in the resolver's order; or a Failure."""
     import socket
-    # bytes, because text is encoded by a module that takes 4 ms to load
-    return socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
-
-
-def _resolve(job):
-    """Return [(family, socket address)] of the job's host, in the resolver's order."""
-    try:
-        found = _look_up(job.host, job.port)
+    try:  # bytes, because text is encoded by a module that takes 4 ms to load
+        found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
-                      "check the name, and this host's resolver")
-    others = [(family, where) for family, _, _, _, where in found
-              if not (job.own and _is_own(family, where))]
-    if not others:
-        raise Failure("unreachable", "is this very machine",
-                      "name the server that has the certificate with --from HOST[:PORT]")
-    return [other for other in others if other[1][0] not in job.skip.split(",")][:MAX_CERTIFICATES]
+        return Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
+                       "check the name, and this host's resolver")
+    return [(family, where) for family, _, _, _, where in found
+            if not (own and _is_own(family, where))] or Failure(
+                "unreachable", "is this very machine",
+                "name the server that has the certificate with --from HOST[:PORT]")
 
 
 def _failure_of(error, job, otherwise, hint):
@@ -1217,7 +1202,10 @@ def _ask_address(job, family, where, deadline):
 def exchange(job):
     """Return the Answer of the first address that gives a proven certificate; or Failure."""
     deadline = time.monotonic() + job.timeout
-    addresses = _resolve(job)
+    resolved, skip = _resolve(job.host, job.port, job.own), job.skip.split(",")
+    if isinstance(resolved, Failure):
+        raise resolved
+    addresses = [each for each in resolved if each[1][0] not in skip][:MAX_CERTIFICATES]
     gravest = Failure("unreachable", "has no other address")
     for position, (family, where) in enumerate(addresses):
         # an address that is dead leaves the others their share of the time
@@ -1227,6 +1215,8 @@ def exchange(job):
         except (Failure, OSError, ValueError) as error:
             failure = _failure_of(error, job, "cannot be reached (%s)" % plain(error, 120).lower(),
                                   "check the network and the address")
+            if failure.reason == "timeout":  # who asks next begins with the others
+                resolved[:] = [each for each in resolved if each[1] != where] + [(family, where)]
         if gravest.reason not in ("unproven", "malformed"):  # what one shows, not that one is dead
             place = "" if where[0] == job.host else "(%s) " % where[0]
             gravest = Failure(failure.reason, place + str(failure), failure.hint)
@@ -1239,9 +1229,6 @@ def _answer_of(function, *arguments):
         return function(*arguments)
     except Failure as failure:
         return Answer(failure.reason or "missing", str(failure), failure.hint)
-    except ImportError as error:
-        return Answer("unreachable", "needs what this Python lacks (%s)" % error,
-                      "install python3, not only python3-minimal")
     except Exception as error:  # whatever a peer provokes ends as an answer
         if isinstance(error, (ValueError, RecursionError)) and not isinstance(error, OSError):
             return Answer("malformed", "answers with what cannot be read", "is it the right one?")
@@ -1258,8 +1245,8 @@ def _answer_line(number, answer):
 class _Pool:
     """The network process's exchanges: side by side, each with its deadline, answered as they end.
 
-    An exchange that waits on its peer for PATIENCE frees its place; an upstream that was waited for
-    in vain is not waited for again in the same run.
+    An exchange that waits on its peer for PATIENCE frees its place, for other upstreams: none is
+    asked by more than 8 at once. One that was waited for in vain is not waited for again.
     """
 
     def __init__(self, answers):
@@ -1269,28 +1256,35 @@ class _Pool:
         self.begin, self.lock = _thread.start_new_thread, _thread.allocate_lock()
         self.waiting = collections.OrderedDict()  # number: job
         self.running = {}  # number: (job, when it started)
-        self.fate = {}  # upstream and timeout: the Answer of a vain wait, None where it answered
+        # by upstream and timeout: when it last answered, and the Answer of a vain wait since
+        self.heard, self.vain = {}, {}
         self.answers, self.unsent = answers, bytearray()
         os.set_blocking(answers, False)
 
     def take(self):
         """Return (number, job) of the exchange to make now, or None; as for end(), locked."""
-        now = time.monotonic()
-        # 8 that make progress: who waits on a dead peer frees its place, and lets no others wait
-        old = {number for number, (_, started) in self.running.items() if now - started >= PATIENCE}
-        slow = {self.running[number][0][:4] for number in old}.difference(self.fate)
-        number = next((number for number, job in self.waiting.items() if job[:4] not in slow), None)
-        if number is None or len(self.running) >= min(MAX_RUNNING, len(old) + SIDE_BY_SIDE):
+        now, running = time.monotonic(), self.running.values()
+        # a pool of 8 means 8 that make progress: who waits on a dead peer frees its place
+        old = sum(now - started >= PATIENCE for _, started in running)
+        if len(running) >= min(MAX_RUNNING, old + SIDE_BY_SIDE):
+            return None
+        upstreams = collections.Counter(job[:4] for job, _ in running)
+        number = next((number for number, job in self.waiting.items() if (
+            upstreams[job[:4]] < SIDE_BY_SIDE or job[:4] in self.vain)), None)
+        if number is None:
             return None
         self.running[number] = self.waiting.pop(number), now
         return number, self.running[number][0]
 
     def end(self, number, answer):
         """Put out an answer, unless the exchange's timeout was told already."""
-        job, _ = self.running.pop(number, (None, None))
+        job, started = self.running.pop(number, (None, None))
         if job:
-            vain = answer.reason == "timeout"
-            self.fate[job[:4]] = self.fate.get(job[:4], answer) if vain else None
+            if answer.reason != "timeout":
+                self.heard[job[:4]] = time.monotonic()
+                self.vain.pop(job[:4], None)
+            elif started > self.heard.get(job[:4], 0):
+                self.vain[job[:4]] = answer
             self.unsent += _answer_line(number, answer)
             self.send()
 
@@ -1305,7 +1299,7 @@ class _Pool:
         """Be a thread: make exchanges as long as there is one to make."""
         while task:
             number, job = task
-            answer = self.fate.get(job[:4]) or _answer_of(exchange, job)
+            answer = self.vain.get(job[:4]) or _answer_of(exchange, job)
             with self.lock:
                 self.end(number, answer)
                 task = self.take()
@@ -1320,9 +1314,14 @@ class _Pool:
                     self.end(number, Answer("timeout", "was not resolved in %g s" % job.timeout,
                                             "look at the resolver"))
             for task in iter(self.take, None):
-                self.begin(self.work, (task,))
+                try:
+                    self.begin(self.work, (task,))
+                except RuntimeError:  # no more threads here: those that run go on
+                    self.waiting[task[0]] = self.running.pop(task[0])[0]
+                    break
             # a tenth of a second is soon enough for what no thread does by itself
-            return [self.answers] if self.unsent else [], 0.1 if self.running else None
+            busy = self.running or self.waiting
+            return [self.answers] if self.unsent else [], 0.1 if busy else None
 
 
 def _serve_jobs(jobs, answers):
@@ -1355,6 +1354,9 @@ def offer_of(source, function, *arguments):
     except Failure as failure:
         where = source.text + " " if failure.reason else ""  # else this host lacks something
         raise Failure(failure.reason, where + str(failure), failure.hint)
+    except ImportError as error:
+        raise Failure("unreachable", "%s needs what this Python lacks (%s)" % (source.text, error),
+                      "install python3, not only python3-minimal")
     except OSError as error:
         raise Failure("unreachable", "%s: %s: %s" % (source.text, error.filename, str(
             error.strerror).lower()), "is it in place?")
@@ -1653,7 +1655,11 @@ def _fetch_secret(source, seconds, environment):
         if environment.get(path_name) and not environment.get(name):
             environment[name] = _read_regular(environment[path_name]).decode(
                 "ascii", "ignore").strip()
-    load_modules("http.client", "json", "ssl", "encodings.idna")
+    import encodings.idna  # noqa: F401  (all this while they can be read: see own_process())
+    import encodings.punycode  # noqa: F401
+    import http.client  # noqa: F401
+    import json  # noqa: F401
+    import ssl  # noqa: F401
     fetch = _vault_secret if source.kind == "vault" else _azure_secret
     data = in_own_process(lambda: fetch(source, environment), seconds)
     return Answer(data=open_pkcs12(data) if data[:1] == b"\x30" else data)
@@ -1799,9 +1805,9 @@ def last_good(lineage, now):
     return good if good is not None and good <= now else None
 
 
-def health_of(lineage, now, misfit=False, failure=None):
-    """Return (ok, due, warning or critical; why) of what is in service; unknown after a failure to
-    read it."""
+def health_of(lineage, now, misfit="", failure=None):
+    """Return (ok, due, warning or critical; why) of what is in service; `misfit` says what of it
+    does not fit, `failure` why it cannot be read."""
     if failure:
         return "unknown", "cannot be read: %s" % failure
     if lineage.current is None:
@@ -1814,7 +1820,7 @@ def health_of(lineage, now, misfit=False, failure=None):
         "expires in %d hours" % (left // 3600))
     rules = (  # the gravest first
         (lineage.key is None, "critical", "has no private key"),
-        (misfit, "critical", "has a private key that does not fit its certificate"),
+        (misfit, "critical", misfit),
         (left <= 0, "critical", "has expired"),
         (left <= threshold(options.critical, leaf), "critical", ends),
         (left <= threshold(options.warn, leaf), "warning", ends),
@@ -1835,7 +1841,8 @@ def refuse_foreign(path, info, private=True):
     if info.st_uid and info.st_uid != os.geteuid():
         raise Failure(None, "%s belongs to uid %d" % (path, info.st_uid), "chown it to root")
     if private and info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
-        raise Failure(None, "%s can be written by others" % path, "chmod go-w")
+        raise Failure(None, "%s, of uid %d, can be written by others" % (path, info.st_uid),
+                      "chmod go-w")
 
 
 @functools.lru_cache(maxsize=None)  # a thousand lineages share three of their four folders
@@ -2073,8 +2080,8 @@ def find_key(place, current):
 def key_record(path, leaf):
     """Return a word that changes when a key file, or the leaf's public key, does."""
     info = os.stat(path)
-    return "%d:%d:%d:%d" % (
-        info.st_ino, info.st_size, info.st_mtime_ns, binascii.crc32(leaf.public_key))
+    return "%d:%o:%d:%d:%d" % (info.st_ino, info.st_mode, info.st_size, info.st_mtime_ns,
+                               binascii.crc32(leaf.public_key))
 
 
 def staged_keys(place):
@@ -2092,6 +2099,19 @@ def stage_key(place, pem, public_key, first=False):
     return path
 
 
+def unlinked(place, current):
+    """Return the live paths that do not lead to the current version, if there is one."""
+    return ["%s/%s" % (place.live, name) for name in MEMBERS if current and current.number
+            and quietly(os.readlink, "%s/%s" % (place.live, name)) != ".current/" + name]
+
+
+def astray(place, current):
+    """Return the live paths where servers read something else than the current version has."""
+    return [path for path in unlinked(place, current) if quietly(
+        lambda path: read_file(real_path(place, path), MAX_OFFER), path) != quietly(
+            read_file, path.replace(place.live, current.folder), MAX_OFFER)]
+
+
 def mend_links(place, current, replace=False):
     """Make the live names links through .current; return the paths made again.
 
@@ -2099,12 +2119,8 @@ def mend_links(place, current, replace=False):
     stays until the next deploy, which comes with `replace`.
     """
     mended = []
-    for name in MEMBERS:
-        path, target = "%s/%s" % (place.live, name), ".current/" + name
-        words = path
-        if quietly(os.readlink, path) == target:
-            continue
-        real = real_path(place, path)
+    for path in unlinked(place, current):
+        words, name, real = path, os.path.basename(path), real_path(place, path)
         data = os.path.lexists(real) and read_file(real, MAX_OFFER)
         if data and data != read_file("%s/%s" % (current.folder, name), MAX_OFFER):
             if name == "privkey.pem":  # no private key is ever thrown away
@@ -2115,7 +2131,7 @@ def mend_links(place, current, replace=False):
                 words += " (what was there is staged as %s)" % stage_key(place, data, public)
             elif not replace:
                 continue
-        _set_link(target, path)
+        _set_link(".current/" + name, path)
         mended.append(words)
     if mended:
         _sync(place.live)
@@ -2674,15 +2690,23 @@ def no_lineage(place):
                    "certferry %s sets it up" % place.name)
 
 
+def _misfit(place, current, bad_key):
+    """Return what of the files that servers read does not fit, or ""."""
+    wrong = " ".join(astray(place, current))
+    return "has a private key that does not fit its certificate" if bad_key else (
+        wrong and "serves something else than its current version: " + wrong)
+
+
 def inspect(place, now):
     """Return the (Lineage, Outcome) of what is on the disk, without touching anything."""
     lineage, failure = load_lineage(place)
-    current, state, lines, misfit = lineage.current, lineage.state, [], False
+    current, state, lines = lineage.current, lineage.state, []
+    misfit = _misfit(place, current, False)
     if not failure and lineage.given is current is lineage.key is None:
         failure = no_lineage(place)
     try:
-        misfit = current and lineage.key and state.key != key_record(
-            lineage.key, current.leaf) and not fits(public_key_of(lineage.key), current.leaf)
+        if current and lineage.key and state.key != key_record(lineage.key, current.leaf):
+            misfit = _misfit(place, current, not fits(public_key_of(lineage.key), current.leaf))
     except Failure as error:
         failure = failure or error
     for path in quietly(staged_keys, place) or ():
@@ -2833,7 +2857,9 @@ class Crossing:
                 "move it away, 'certbot renew' fails over it")
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
-        if not run.dry_run:
+        if run.dry_run:
+            self.changed = bool(unlinked(place, self.current))
+        else:
             self.mend()
         if run.pem is not None:
             self.add_key()
@@ -2855,7 +2881,9 @@ class Crossing:
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            mended = mend_links(place, current) + mend_certificates(current)
+            mended = mend_links(place, current, self.run.command == "NAME") + (
+                mend_certificates(current))
+            self.changed = bool(mended)
             if mended:
                 self.say("made whole again from the current version: " + " ".join(mended))
         for path in staged_keys(place):
@@ -3171,6 +3199,12 @@ class Crossing:
                 "the hooks run again at the next run; does the daemon read %s/fullchain.pem? is "
                 "--served-at right?" % self.place.live))
 
+    def health(self):
+        """Return (health, why) of what is in service."""
+        current = None if self.run.dry_run else self.current
+        return health_of(self, self.run.now, _misfit(self.place, current, self.misfit),
+                         self.unreadable)
+
     def can_wait(self):
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
         reason, current, now = self.failure.reason, self.current, self.run.now
@@ -3179,7 +3213,7 @@ class Crossing:
         # a network process that broke or kept its privilege is never deferred
         return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
             self.run.command == "renew" and not self.run.network.broken
-            and health_of(self, now, self.misfit)[0] == "ok")
+            and self.health()[0] == "ok")
 
     def cross(self):
         """Ask, judge, deploy and remember, as far as nothing goes wrong.
@@ -3274,10 +3308,11 @@ class Crossing:
         outcome = Outcome(
             place.name, result, shown.reason, str(shown), shown.hint, self.changed,
             self.offer and self.offer.source.text, self.current,
-            *health_of(self, run.now, self.misfit, self.unreadable), lines=self.lines)
+            *self.health(), lines=self.lines)
         # a try with options that are not remembered tells nothing about those that are
-        known = run.command != "NAME" or result in SOUND + WELL or not run.changes and (
-            os.path.lexists(place.conf) or self.current and self.current.number)
+        known = run.command != "NAME" or result in SOUND + WELL or (
+            run.pem is None and not run.changes and (
+                os.path.lexists(place.conf) or self.current and self.current.number))
         ours = self.ours or shown.reason == "certbot" and run.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or run.dry_run):
             self.state = alert(run, self, outcome)
@@ -3290,19 +3325,21 @@ class Crossing:
                     touch_state(place, self.checked or run.now)
             except (Failure, OSError) as error:  # it does not stop a deployment
                 if shown.reason != "storage":  # which says the same
-                    self.say("not recorded: %s" % storage_failure(error, place.records))
+                    error = storage_failure(error, place.records)
+                    run.report.problem(place.name, "not recorded: %s" % error, error.hint)
         return outcome
 
 
 def _in_turn(crossings, network):
     """Yield crossings in order; one whose upstream keeps it waiting lets the others go first."""
+    patience = PATIENCE  # for the first that does not answer; then the others had as long
     while crossings:
         late = []
         for crossing in crossings:
-            patience = network.heard + PATIENCE - time.monotonic()  # as long as answers come
-            if crossing.number is None or network.has(crossing.number, max(0, patience)):
+            if crossing.number is None or network.has(crossing.number, patience):
                 yield crossing
             else:
+                patience = 0
                 late.append(crossing)
         # judged last, in order: a dead upstream holds nobody up
         if len(late) == len(crossings):
@@ -3579,6 +3616,8 @@ def _run_status(config, names, options, now, report):
         report.document(pairs)
     columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
     status, lines = status_lines(pairs, now, columns)
+    if status and report.quiet:  # a problem: the line for monitoring
+        report.quiet, lines = False, lines[:1]
     report.line("\n".join(lines))
     return status
 
@@ -3615,7 +3654,8 @@ def _run_ferry(run, names, options):
             places, notices = discover(run.config)
     except (Failure, OSError) as error:
         run = run._replace(failure=storage_failure(error))
-        if not names:
+        places = places or (quietly(discover, run.config) or [()])[0]
+        if not places:
             run.report.problem("", run.failure, run.failure.hint)
     for name, notice in notices:
         run.report.problem(name, notice, kind="warning")

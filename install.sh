@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-f589a60a13fd9cc1618403eb08aea41e9accbc47637d333d73f2756a6c6b00a1  certferry.py
+bfed0c8697828b2f4d4b02d686b115164675b6f3b074c8a9f879e465580d9d7c  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '

@@ -148,7 +148,8 @@ class Reasons(JudgeCase):
         os.mkdir(empty)
         self.expect([
             row("missing", good, "unreachable", "no such file", **{"from": "file:/nonexistent"}),
-            row("folder", good, "unreachable", "fullchain.pem: no such file", **{"from": "file:" + empty}),
+            row("folder", good, "unreachable", "fullchain.pem: no such file",
+                **{"from": "file:" + empty}),
             row("failing", good, "unreachable", "status 3", **{"from": "exec:exit 3"}),
             row("failing-late", good, "unreachable", "status 7",
                 **{"from": "exec:cat %s; exit 7" % good.fullchain}),

@@ -180,6 +180,30 @@ class Broken(VersionsCase):
                 self.assert_done(self.renew(), word)
                 self.downstream.assert_fits(self, NAME, credential)
 
+    def test_what_servers_read(self):
+        """A link that is gone or leads elsewhere is critical, also with -q; NAME makes it again."""
+        credential, other = self.install(), self.issue()
+        path = self.downstream.live(NAME, "fullchain.pem")
+        for content in ("", world.read(other.fullchain)):
+            os.unlink(path)
+            if content:
+                world.write(path, content)
+            result = self.downstream.run("status", "-q")
+            self.assertEqual((2, 1), (result.status, len(result.out.splitlines())), result)
+            self.assertIn(path, result.out)
+            seen = self.downstream.json(NAME)[1]["lineages"][0]
+            self.assertEqual(("unchanged", True, "ok"),
+                             (seen["result"], seen["changed"], seen["health"]))
+            self.downstream.assert_fits(self, NAME, credential)
+            self.assertEqual((0, "", ""), self.downstream.run("status", "-q"))
+
+    def test_key_opened_to_all(self):
+        """It is said once, whenever it happened."""
+        self.install()
+        os.chmod(self.downstream.archive(NAME, 1, "privkey.pem"), 0o644)
+        self.assertIn("can be read by everybody", self.renew().err)
+        self.assertEqual("", self.renew().err)
+
     def test_dangling_current(self):
         """.current points to a version that is gone: the others stay, with their keys."""
         self.install(2)
