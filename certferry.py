@@ -1077,17 +1077,19 @@ def _is_own(family, where):
 
 @functools.lru_cache(maxsize=None)  # many lineages, few upstreams
 def _resolve(host, port, own):
-    """Return [(family, socket address)] of a host, in the resolver's order; or a Failure."""
+    """Return [(family, socket address)] of a host, in the resolver's order; or Failure."""
     import socket
     try:  # bytes, because text is encoded by a module that takes 4 ms to load
         found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
     except OSError as error:
-        return Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
-                       "check the name, and this host's resolver")
-    return [(family, where) for family, _, _, _, where in found
-            if not (own and _is_own(family, where))] or Failure(
-                "unreachable", "is this very machine",
-                "name the server that has the certificate with --from HOST[:PORT]")
+        raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
+                      "check the name, and this host's resolver")
+    others = [(family, where) for family, _, _, _, where in found
+              if not (own and _is_own(family, where))]
+    if not others:
+        raise Failure("unreachable", "is this very machine",
+                      "name the server that has the certificate with --from HOST[:PORT]")
+    return others
 
 
 def _failure_of(error, job, otherwise, hint):
@@ -1203,8 +1205,6 @@ def exchange(job):
     """Return the Answer of the first address that gives a proven certificate; or Failure."""
     deadline = time.monotonic() + job.timeout
     resolved, skip = _resolve(job.host, job.port, job.own), job.skip.split(",")
-    if isinstance(resolved, Failure):
-        raise resolved
     addresses = [each for each in resolved if each[1][0] not in skip][:MAX_CERTIFICATES]
     gravest = Failure("unreachable", "has no other address")
     for position, (family, where) in enumerate(addresses):
@@ -1216,7 +1216,8 @@ def exchange(job):
             failure = _failure_of(error, job, "cannot be reached (%s)" % plain(error, 120).lower(),
                                   "check the network and the address")
             if failure.reason == "timeout":  # who asks next begins with the others
-                resolved[:] = [each for each in resolved if each[1] != where] + [(family, where)]
+                resolved[:] = [each for each in tuple(resolved) if each[1] != where] + [
+                    (family, where)]
         if gravest.reason not in ("unproven", "malformed"):  # what one shows, not that one is dead
             place = "" if where[0] == job.host else "(%s) " % where[0]
             gravest = Failure(failure.reason, place + str(failure), failure.hint)
@@ -1269,8 +1270,10 @@ class _Pool:
         if len(running) >= min(MAX_RUNNING, old + SIDE_BY_SIDE):
             return None
         upstreams = collections.Counter(job[:4] for job, _ in running)
-        number = next((number for number, job in self.waiting.items() if (
-            upstreams[job[:4]] < SIDE_BY_SIDE or job[:4] in self.vain)), None)
+        silent = {job[:4] for job, started in running
+                  if now - started >= PATIENCE and started > self.heard.get(job[:4], 0)}
+        number = next((number for number, job in self.waiting.items() if job[:4] in self.vain or (
+            upstreams[job[:4]] < SIDE_BY_SIDE and job[:4] not in silent)), None)
         if number is None:
             return None
         self.running[number] = self.waiting.pop(number), now
@@ -1280,11 +1283,14 @@ class _Pool:
         """Put out an answer, unless the exchange's timeout was told already."""
         job, started = self.running.pop(number, (None, None))
         if job:
-            if answer.reason != "timeout":
-                self.heard[job[:4]] = time.monotonic()
-                self.vain.pop(job[:4], None)
-            elif started > self.heard.get(job[:4], 0):
-                self.vain[job[:4]] = answer
+            upstream, now = job[:4], time.monotonic()
+            # or unreachable after long: a resolver that is dead
+            if answer.reason in ("timeout", "unreachable") and now - started > job.timeout / 4:
+                if started > self.heard.get(upstream, 0):
+                    self.vain[upstream] = answer
+            elif answer is not self.vain.get(upstream):
+                self.heard[upstream] = now
+                self.vain.pop(upstream, None)
             self.unsent += _answer_line(number, answer)
             self.send()
 
@@ -2119,7 +2125,7 @@ def mend_links(place, current, replace=False):
     stays until the next deploy, which comes with `replace`.
     """
     mended = []
-    for path in unlinked(place, current):
+    for path in reversed(unlinked(place, current)):  # the key first: it may be refused
         words, name, real = path, os.path.basename(path), real_path(place, path)
         data = os.path.lexists(real) and read_file(real, MAX_OFFER)
         if data and data != read_file("%s/%s" % (current.folder, name), MAX_OFFER):
@@ -2694,7 +2700,8 @@ def _misfit(place, current, bad_key):
     """Return what of the files that servers read does not fit, or ""."""
     wrong = " ".join(astray(place, current))
     return "has a private key that does not fit its certificate" if bad_key else (
-        wrong and "serves something else than its current version: " + wrong)
+        wrong and not is_certbots(place)
+        and "serves something else than its current version: " + wrong)
 
 
 def inspect(place, now):
@@ -2858,7 +2865,9 @@ class Crossing:
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
         if run.dry_run:
-            self.changed = bool(unlinked(place, self.current))
+            kept = [] if run.command == "NAME" else astray(place, self.current)
+            self.changed = any(path not in kept or not os.path.lexists(path)
+                               for path in unlinked(place, self.current))
         else:
             self.mend()
         if run.pem is not None:
@@ -2881,8 +2890,7 @@ class Crossing:
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            mended = mend_links(place, current, self.run.command == "NAME") + (
-                mend_certificates(current))
+            mended = mend_certificates(current) + mend_links(place, current)
             self.changed = bool(mended)
             if mended:
                 self.say("made whole again from the current version: " + " ".join(mended))
@@ -3144,6 +3152,10 @@ class Crossing:
             self.deploy()
         elif self.run.command == "NAME":
             self.take_over()
+            mended = [] if self.run.dry_run else mend_links(self.place, self.current, replace=True)
+            if mended:
+                self.changed = True
+                self.say("lead to the current version again: " + " ".join(mended))
         if self.run.command == "NAME" and self.current is not before:
             self.lines += ["certificate  %s/fullchain.pem" % live,
                            "private key  %s/privkey.pem" % live]
@@ -3310,9 +3322,11 @@ class Crossing:
             self.offer and self.offer.source.text, self.current,
             *self.health(), lines=self.lines)
         # a try with options that are not remembered tells nothing about those that are
-        known = run.command != "NAME" or result in SOUND + WELL or (
-            run.pem is None and not run.changes and (
-                os.path.lexists(place.conf) or self.current and self.current.number))
+        given, before = self.given or {}, self.before.state
+        known = run.command != "NAME" or result in SOUND + WELL or self.fresh or (
+            (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
+                run.pem is None and given == merge_options(given, run.changes)
+                and (os.path.lexists(place.conf) or self.current and self.current.number))
         ours = self.ours or shown.reason == "certbot" and run.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or run.dry_run):
             self.state = alert(run, self, outcome)
@@ -3605,6 +3619,7 @@ def _run_status(config, names, options, now, report):
     try:
         places = [Place(config, name) for name in names] or discover(config)[0]
     except OSError as error:
+        report.quiet = False
         report.line("CERTFERRY UNKNOWN - %s" % storage_failure(error))
         if report.as_json:
             report.document([])

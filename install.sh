@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-846e8cff3348ea5b1be05962993881d815538ee3ac7e1fae7f0fd394bc205dde  certferry.py
+a6fe6aaf8e8fe0cb9c2ac08e6be5042dde2ae41234d3905593e07257b00e3aad  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '

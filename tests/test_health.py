@@ -559,6 +559,13 @@ class Status(Scene):
         self.assertEqual(1, self.there.run(NAME, "-d", "other.example.net").status)
         self.assertEqual(state, world.read(self.there.state(NAME)))
         self.assertEqual(0, self.there.run("status").status)
+        self.edit(deploy_hook="cd {} && [ -e mended ] && echo ran >> ran".format(self.drop))
+        self.offer(NAME, NEWER)
+        self.renew(1)
+        world.write(os.path.join(self.drop, "mended"), "")
+        self.assertEqual(1, self.there.run(NAME, "--from", "file:/nonexistent").status)
+        self.renew()  # but what was pending was done, and is not done again
+        self.assertEqual(b"ran\n", world.read(os.path.join(self.drop, "ran")))
 
     def test_two_hundred(self):
         """A large host is told in one line, a row for each, and soon."""

@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import unittest
+from unittest import mock
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -384,6 +386,18 @@ class Bounds(SourceCase):
                                    found["n%d.example.com" % number])
         # Ten timeouts in turn take 30 s; the slack is for a busy machine.
         self.assertLess(took, 3 + 25)
+
+    def test_no_more_threads(self):
+        """Where none can be started an exchange waits for one that runs, and nothing ends."""
+        reading, writing = os.pipe()
+        for descriptor in (reading, writing):
+            self.addCleanup(os.close, descriptor)
+        self.addCleanup(threading.stack_size, threading.stack_size())
+        pool = certferry._Pool(writing)
+        pool.begin = mock.Mock(side_effect=RuntimeError("can't start new thread"))
+        pool.waiting["1"] = certferry.Job("tls", "127.0.0.1", "1", 1.0, *[""] * 6)
+        self.assertEqual(([], 0.1), pool.tend())
+        self.assertEqual((["1"], {}), (list(pool.waiting), pool.running))
 
     def test_answers_nobody_reads(self):
         """What the pipe has no room for while hooks run, say, waits: nothing is lost."""

@@ -191,6 +191,13 @@ class Broken(VersionsCase):
             result = self.downstream.run("status", "-q")
             self.assertEqual((2, 1), (result.status, len(result.out.splitlines())), result)
             self.assertIn(path, result.out)
+            # a command that fails turns nothing back
+            failed = self.downstream.run(NAME, "--from", "file:/nonexistent")
+            self.assertEqual((1, content), (failed.status, content and world.read(path)))
+            if content:
+                self.assertFalse(os.path.islink(path))
+            else:
+                os.unlink(path)
             seen = self.downstream.json(NAME)[1]["lineages"][0]
             self.assertEqual(("unchanged", True, "ok"),
                              (seen["result"], seen["changed"], seen["health"]))
