@@ -2113,7 +2113,7 @@ def unlinked(place, current):
 
 def astray(place, current):
     """Return the live paths where servers read something else than the current version has."""
-    return [path for path in unlinked(place, current) if quietly(
+    return [path for path in unlinked(place, current) if not os.path.lexists(path) or quietly(
         lambda path: read_file(real_path(place, path), MAX_OFFER), path) != quietly(
             read_file, path.replace(place.live, current.folder), MAX_OFFER)]
 
@@ -2150,8 +2150,9 @@ def mend_certificates(current):
     mended = []
     for name, ders in (("cert.pem", (current.leaf.der,)), ("chain.pem", current.chain)):
         path, pem = "%s/%s" % (current.folder, name), to_pem(ders)
-        if quietly(os.path.getsize, path) == len(pem):
-            continue  # it costs nothing, and what overwrites a file is hardly as long
+        info = quietly(os.lstat, path)
+        if info and info.st_size == len(pem):
+            continue  # it costs nothing, and a link, or what overwrites a file, is hardly as long
         found = quietly(read_pem, quietly(read_file, path, MAX_OFFER) or b"")
         # adopted files may have other lines, and the root
         if not found or not os.path.lexists(path) or not set(ders).issubset(found[0]):
@@ -2543,7 +2544,9 @@ def _trouble(lineage, outcome):
     """Return what the last runs found wrong with the source of a lineage, else ""."""
     state = lineage.state
     if state.reason or state.result == "failed" and outcome.health != "unknown":
-        who = plain(state.detail, 120) if state.result == "pending" else state.source
+        who = state.source
+        if state.result == "pending":  # the hook or service
+            who = plain(", ".join(state.owed) or state.detail.partition(" ")[0], 120)
         return "%s %s for %d run%s: %s since %s" % (
             who or "its source", state.result, state.runs, "s"[state.runs == 1:],
             state.reason or state.detail, (iso_time(state.since) or "?")[:10])
@@ -3339,8 +3342,8 @@ class Crossing:
                     touch_state(place, self.checked or run.now)
             except (Failure, OSError) as error:  # it does not stop a deployment
                 if shown.reason != "storage":  # which says the same
-                    error = storage_failure(error, place.records)
-                    run.report.problem(place.name, "not recorded: %s" % error, error.hint)
+                    run.report.problem(place.name, "not recorded: %s" % storage_failure(
+                        error, place.records), "see to the disk")
         return outcome
 
 
