@@ -71,13 +71,13 @@ STAGED_KEY_DAYS = 30  # a key that waits longer was probably forgotten
 DAY = 86400
 
 CONFIG_DIR = "/usr/local/etc/letsencrypt" if "freebsd" in sys.platform else "/etc/letsencrypt"
-MEMBERS = ("cert.pem", "chain.pem", "fullchain.pem", "privkey.pem")
+MEMBERS = "cert.pem chain.pem fullchain.pem privkey.pem".split()
 LITTER = ".certferry-new"  # ends every temporary name, so that a later run knows what it may remove
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE:DHE:!aNULL:!eNULL:!PSK:!SRP"
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CREDENTIALS = ("VAULT_TOKEN", "VAULT_TOKEN_FILE", "VAULT_ROLE_ID", "VAULT_SECRET_ID_FILE",
-               "VAULT_SECRET_ID", "VAULT_CACERT", "VAULT_NAMESPACE", "AZURE_TENANT_ID",
-               "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_SECRET_FILE")
+CREDENTIALS = """VAULT_TOKEN VAULT_TOKEN_FILE VAULT_ROLE_ID VAULT_SECRET_ID VAULT_SECRET_ID_FILE
+    VAULT_CACERT VAULT_NAMESPACE AZURE_TENANT_ID AZURE_CLIENT_ID AZURE_CLIENT_SECRET
+    AZURE_CLIENT_SECRET_FILE""".split()
 
 # --------------------------------------------------------------------------------------------------
 # Types
@@ -116,6 +116,7 @@ class Place(collections.namedtuple("Place", "config name")):
 
     __slots__ = ()
     live = property(lambda self: "%s/live/%s" % self)
+    members = property(lambda self: [self.live + "/" + name for name in MEMBERS])
     archive = property(lambda self: "%s/archive" % self.config)
     records = property(lambda self: "%s/certferry" % self.config)
     pointer = property(lambda self: "%s/live/%s/.current" % self)
@@ -201,7 +202,7 @@ def storage_failure(error, where="the config dir"):
     if isinstance(error, Failure):
         return error
     where = error.filename2 or error.filename or where
-    hint = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space",
+    hint = {errno.ENOSPC: "free some space",
             errno.EROFS: "remount it writable", errno.EACCES: "run it as root",
             errno.EPERM: "run it as root", errno.ENOENT: "check the path"}.get(
                 error.errno, "see to the disk")
@@ -786,7 +787,7 @@ def _nobody():
         entry = pwd.getpwnam("nobody")
     except KeyError:
         return 65534, 65534
-    return entry.pw_uid or 65534, entry.pw_gid or 65534
+    return entry.pw_uid, entry.pw_gid
 
 
 def confine(verifier=False):
@@ -850,8 +851,8 @@ def own_process(serve, unprivileged):
         os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in os.listdir("/dev/fd")]))
         if unprivileged:
             if os.geteuid() == 0 and _is_closed(os.path.dirname(os.path.realpath(os.__file__))):
-                for module in ("ssl", "subprocess", "encodings.idna", "encodings.punycode")[
-                        :2 if sys.version_info >= (3, 7) else 4]:
+                modules = "ssl subprocess encodings.idna encodings.punycode".split()
+                for module in modules[:2 if sys.version_info >= (3, 7) else 4]:
                     __import__(module)
             confine()
         serve(jobs, jobs + 1)
@@ -1009,7 +1010,7 @@ def verify_chain(leaf, chain, roots, now):
     number, depth, words = match.groups() if match else ("0", "0", errors.strip().split("\n")[-1])
     # a subtree is what openssl calls a name constraint
     words = plain(words, 100).replace("subtree", "name constraints")
-    if number not in ("2", "18", "19", "20", "21", "27"):  # X509_V_ERR: no issuer, no root
+    if number not in "2 18 19 20 21 27".split():  # X509_V_ERR: no issuer, no root
         return "%s is refused (%s)" % (
             "the leaf" if depth == "0" else "issuer %s of the chain" % depth, words)
     if roots and not any(root.subject == root.issuer for root in roots):
@@ -1042,7 +1043,8 @@ Answer = collections.namedtuple("Answer", "reason detail hint address way data")
 Answer.__new__.__defaults__ = ("",) * 5 + (b"",)
 
 # The reasons that a process is believed; "missing" tells what this host lacks.
-_REASONS = dict({word: word for word in ("unreachable", "timeout", "unproven")}, missing=None)
+_REASONS = {"unreachable": "unreachable", "timeout": "timeout", "unproven": "unproven",
+            "missing": None}
 
 # Where a server has several key types, TLS 1.2 settles with the cipher which one it shows, TLS 1.3
 # with the signature algorithms, and these only s_client can tell it.
@@ -1512,7 +1514,7 @@ def _read_regular(path):
 
 def _read_medium(source, _seconds, _environment):
     """Return the Answer of file:PATH: a PEM file, or a folder with certbot's files or some."""
-    names = [name for name in ("/fullchain.pem", "/cert.pem", "/chain.pem", "/privkey.pem")
+    names = [name for name in "/fullchain.pem /cert.pem /chain.pem /privkey.pem".split()
              if os.path.lexists(source.target + name)]
     names = names or ["/fullchain.pem" * os.path.isdir(source.target)]
     return Answer(data=b"\n".join(_read_regular(source.target + name) for name in names))
@@ -1661,11 +1663,8 @@ def _fetch_secret(source, seconds, environment):
         if environment.get(path_name) and not environment.get(name):
             environment[name] = _read_regular(environment[path_name]).decode(
                 "ascii", "ignore").strip()
-    import encodings.idna  # noqa: F401  (all this while they can be read: see own_process())
-    import encodings.punycode  # noqa: F401
-    import http.client  # noqa: F401
-    import json  # noqa: F401
-    import ssl  # noqa: F401
+    for module in "encodings.idna encodings.punycode http.client json ssl".split():
+        __import__(module)  # while it can be read: see own_process()
     fetch = _vault_secret if source.kind == "vault" else _azure_secret
     data = in_own_process(lambda: fetch(source, environment), seconds)
     return Answer(data=open_pkcs12(data) if data[:1] == b"\x30" else data)
@@ -2062,8 +2061,8 @@ def load_version(place, number):
     """Return a Version from the archive, or with number 0 the loose files in live/NAME; None where
     its certificates are missing or damaged."""
     folder = place.version(number) if number else place.live
-    full, *loose = [real_path(place, "%s/%s" % (folder, name)) for name in (
-        "fullchain.pem", "cert.pem", "chain.pem")[:1 if number else 3]]
+    full, *loose = [real_path(place, folder + name) for name in (
+        "/fullchain.pem /cert.pem /chain.pem".split()[:1 if number else 3])]
     paths = loose[:1 + os.path.lexists(loose[1])] if loose and not os.path.lexists(full) else [full]
     try:
         data = b"".join([read_file(path, MAX_OFFER) for path in paths])
@@ -2107,8 +2106,8 @@ def stage_key(place, pem, public_key, first=False):
 
 def unlinked(place, current):
     """Return the live paths that do not lead to the current version, if there is one."""
-    return ["%s/%s" % (place.live, name) for name in MEMBERS if current and current.number
-            and quietly(os.readlink, "%s/%s" % (place.live, name)) != ".current/" + name]
+    return [path for name, path in zip(MEMBERS, place.members) if current and current.number
+            and quietly(os.readlink, path) != ".current/" + name]
 
 
 def astray(place, current):
@@ -2155,7 +2154,7 @@ def mend_certificates(current):
             continue  # it costs nothing, and a link, or what overwrites a file, is hardly as long
         found = quietly(read_pem, quietly(read_file, path, MAX_OFFER) or b"")
         # adopted files may have other lines, and the root
-        if not found or not os.path.lexists(path) or not set(ders).issubset(found[0]):
+        if not info or not found or not set(ders).issubset(found[0]):
             write_file(path, pem, 0o644)
             mended.append(path)
     return mended
@@ -2251,15 +2250,14 @@ def point_to(place, version):
     3. plain files and other links are replaced by links
     4. the links' own times are touched: inotify on a path through a link sees nothing otherwise
     """
-    paths = {name: "%s/%s" % (place.live, name) for name in MEMBERS}
-    for name, path in paths.items():  # 1
+    for name, path in zip(MEMBERS, place.members):  # 1
         if not os.path.lexists(path):
             _set_link(".current/" + name, path)
     archive = os.path.relpath(os.path.realpath(place.archive), os.path.realpath(place.live))
     _set_link("%s/%s@%d" % (archive, place.name, version.number), place.pointer)  # 2
     _sync(place.live)  # or a power cut could leave links to a .current that is not there
     mend_links(place, version, replace=True)  # 3
-    for path in paths.values():  # 4
+    for path in place.members:  # 4
         os.utime(path, follow_symlinks=False)
 
 
@@ -2293,8 +2291,8 @@ def install_version(lineage, leaf, chain, key, state, found=()):
 def adopt(lineage):
     """Make a version of loose files, identical, then links, then one rename; return it."""
     place, current = lineage.place, lineage.current
-    found = {name: read_file(real_path(place, "%s/%s" % (place.live, name)), MAX_OFFER)
-             for name in MEMBERS[:3] if os.path.lexists("%s/%s" % (place.live, name))}
+    found = {os.path.basename(path): read_file(real_path(place, path), MAX_OFFER)
+             for path in place.members[:3] if os.path.lexists(path)}
     for name, data in found.items():
         if not holds_only_certificates(data):  # everybody can read the copy
             raise Failure(None, "%s/%s holds more than certificates" % (place.live, name),
@@ -2519,7 +2517,7 @@ def _gauges(lineage, outcome):
         ("last_success_timestamp_seconds",
          "When a source last confirmed or renewed the certificate.", good),
         ("health", "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
-         ("ok", "due", "warning", "critical", "unknown").index(outcome.health)),
+         "ok due warning critical unknown".split().index(outcome.health)),
         ("pending", "1 while a hook or a service that must show the new leaf is waited for.",
          bool(state.owed or state.unserved)),
         ("upstream_not_after_timestamp_seconds", "When the certificate accepted last expires.",
@@ -2584,7 +2582,7 @@ def status_lines(pairs, now, columns):
         threshold(lineage.options.warn, outcome.version.leaf) // DAY,
         threshold(lineage.options.critical, outcome.version.leaf) // DAY)
                     for lineage, outcome in pairs if outcome.version)
-    rows = [("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")]
+    rows = ["NAME,HEALTH,DAYS LEFT,SOURCE,LAST CHECKED,LAST SUCCESS,PENDING".split(",")]
     rows += [_row(lineage, outcome, now) for lineage, outcome in pairs]
     for dropped in (None, 5, 4, 3):  # a narrow terminal: what is wrong matters more than these
         rows = [row[:dropped] + row[dropped + 1:] if dropped else row for row in rows]
@@ -2592,7 +2590,7 @@ def status_lines(pairs, now, columns):
         if sum(widths[:-1]) + 2 * len(widths) + len("PENDING") <= columns:
             break
     return status, ["CERTFERRY %s - %s%s" % (
-        ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status], plain(said, 600), data and " | " + data)
+        "OK WARNING CRITICAL UNKNOWN".split()[status], plain(said, 600), data and " | " + data)
         ] + ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
@@ -2609,11 +2607,11 @@ Run = collections.namedtuple("Run", (
 
 def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
-    if not os.path.isfile(place.renewal) or not os.path.getsize(place.renewal):
+    if not quietly(os.path.getsize, place.renewal):
         return False
-    paths = ["%s/%s" % (place.live, name) for name in MEMBERS]
     return not os.path.lexists(place.pointer) or any(
-        os.path.islink(path) and not os.readlink(path).startswith(".current/") for path in paths)
+        os.path.islink(path) and not os.readlink(path).startswith(".current/")
+        for path in place.members)
 
 
 def is_ours(place):
@@ -2868,9 +2866,7 @@ class Crossing:
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
         if run.dry_run:
-            kept = [] if run.command == "NAME" else astray(place, self.current)
-            self.changed = any(path not in kept or not os.path.lexists(path)
-                               for path in unlinked(place, self.current))
+            self.changed = not all(map(os.path.lexists, unlinked(place, self.current)))
         else:
             self.mend()
         if run.pem is not None:
@@ -2886,6 +2882,12 @@ class Crossing:
         if run.command == "renew" or "served-at" in run.changes:
             self.served = self.look()
 
+    def tell_mended(self, paths):
+        """Take note of what was made whole."""
+        if paths:
+            self.changed = True
+            self.say("made whole again from the current version: " + " ".join(paths))
+
     def mend(self):
         """Remove what an interrupted run left, make live links whole, see to staged keys."""
         place, current = self.place, self.current
@@ -2893,10 +2895,7 @@ class Crossing:
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            mended = mend_certificates(current) + mend_links(place, current)
-            self.changed = bool(mended)
-            if mended:
-                self.say("made whole again from the current version: " + " ".join(mended))
+            self.tell_mended(mend_certificates(current) + mend_links(place, current))
         for path in staged_keys(place):
             own = self.key and quietly(read_file, self.key, MAX_KEY)
             if own and quietly(read_file, path, MAX_KEY) == own:
@@ -3155,10 +3154,8 @@ class Crossing:
             self.deploy()
         elif self.run.command == "NAME":
             self.take_over()
-            mended = [] if self.run.dry_run else mend_links(self.place, self.current, replace=True)
-            if mended:
-                self.changed = True
-                self.say("lead to the current version again: " + " ".join(mended))
+            if not self.run.dry_run:
+                self.tell_mended(mend_links(self.place, self.current, replace=True))
         if self.run.command == "NAME" and self.current is not before:
             self.lines += ["certificate  %s/fullchain.pem" % live,
                            "private key  %s/privkey.pem" % live]
@@ -3401,7 +3398,6 @@ def write_metrics(path, pairs, places, now, started, report):
     # all of them: the series of a lineage that this run was not about would end
     names = {outcome.name for _, outcome in pairs}
     pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
-    pairs.sort(key=lambda pair: pair[1].name)
     try:
         write_file(path, format_metrics(pairs, time.monotonic() - started), 0o644)
     except OSError as error:
@@ -3494,16 +3490,15 @@ def _parse_words(arguments):
     while rest:
         word = rest.pop(0)
         if word == "--":
-            words, rest = words + rest, []
-            continue
-        if not word.startswith("-") or word == "-":
+            words += rest
+            break
+        if not word.startswith("-"):
             words.append(word)
             continue
         flag, equals, value = word.partition("=")
-        if word[1] != "-" and len(flag) > 2:  # -qv, -dexample.com
-            rest.insert(0, word[2:] if word[1] == "d" else "-" + word[2:])
-            flag, equals = word[:2], ""
-        name = flag[2:] if flag[2:] in _OPTIONS else _SHORT.get(flag, flag)
+        name = _SHORT.get(flag, flag)
+        if name.startswith("--") and name[2:] in _OPTIONS:
+            name = name[2:]
         if not equals and name in _TAKING and rest and not rest[0].startswith("--"):
             equals, value = "=", rest.pop(0)
         options.setdefault(name, []).append(value if equals else None)
@@ -3570,7 +3565,7 @@ def jitter_delay(seconds, host_id=None):
     """
     import hashlib
     # hashed, since machine ids need not be spread evenly, and are not for others to know
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostid"):
+    for path in ("/etc/machine-id", "/etc/hostid"):
         if not host_id and os.access(path, os.R_OK):
             with open(path, "rb") as file:
                 host_id = file.read(256).decode("latin-1").strip()

@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-f5ecb9ab6d48bd487e87e4f7c4a18e4ddd5f8613cd0755dc639834676f16aa9c  certferry.py
+ec61544d2c9791550edd048ec202c71f40c0ff6bf27179bfa1bee039609b5bcf  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
