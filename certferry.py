@@ -116,7 +116,7 @@ class Place(collections.namedtuple("Place", "config name")):
 
     __slots__ = ()
     live = property(lambda self: "%s/live/%s" % self)
-    members = property(lambda self: [self.live + "/" + name for name in MEMBERS])
+    members = property(lambda self: ["%s/live/%s/%s" % (*self, name) for name in MEMBERS])
     archive = property(lambda self: "%s/archive" % self.config)
     records = property(lambda self: "%s/certferry" % self.config)
     pointer = property(lambda self: "%s/live/%s/.current" % self)
@@ -1276,10 +1276,9 @@ class _Pool:
                   if now - started >= PATIENCE and started > self.heard.get(job[:4], 0)}
         number = next((number for number, job in self.waiting.items() if job[:4] in self.vain or (
             upstreams[job[:4]] < SIDE_BY_SIDE and job[:4] not in silent)), None)
-        if number is None:
-            return None
-        self.running[number] = self.waiting.pop(number), now
-        return number, self.running[number][0]
+        if number:
+            self.running[number] = self.waiting.pop(number), now
+        return number and (number, self.running[number][0])
 
     def end(self, number, answer):
         """Put out an answer, unless the exchange's timeout was told already."""
@@ -1853,8 +1852,10 @@ def refuse_foreign(path, info, private=True):
 @functools.lru_cache(maxsize=None)  # a thousand lineages share three of their four folders
 def check_folder(path):
     """Raise Failure where a folder or hook, or its link, is another user's or open to others."""
-    refuse_foreign(path, os.lstat(path))
-    refuse_foreign(path, os.stat(path))
+    info = os.lstat(path)
+    refuse_foreign(path, info)
+    if stat.S_ISLNK(info.st_mode):
+        refuse_foreign(path, os.stat(path))
 
 
 def list_folder(folder):
@@ -1902,7 +1903,7 @@ def real_path(place, path):
 
 def _sync(folder):
     """Make what a folder lists durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -2643,8 +2644,7 @@ def load_lineage(place):
     state = attempt(lambda: parse_state(read_text(place.state), place.state), NO_STATE, notices)
     # None also where it could not be read: then it is not written anew
     checked = None if failures else attempt(lambda: int(os.stat(place.state).st_mtime))
-    for folder in (place.config + "/live", place.live, place.live + "/.", place.records,
-                   place.archive):
+    for folder in (place.config + "/live", place.live, place.records, place.archive):
         attempt(functools.partial(check_folder, folder))
     # what other users could have put there is not even read
     current = None if failures else attempt(lambda: load_version(place, pointed_number(place)))
@@ -3459,7 +3459,7 @@ _TAKING = [name for name, (takes, _, _) in _OPTIONS.items() if takes != "-"]
 _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
 
 # What who knows certbot may type.
-_HABITS = {"certificates": "status", "certonly": "NAME", "run": "NAME", "update": "renew"}
+_HABITS = {"certificates": "status", "certonly": "NAME", "update": "renew"}
 
 
 def _help(command):

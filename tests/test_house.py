@@ -69,7 +69,7 @@ LINE_COLUMNS, FUNCTION_LINES, FUNCTION_MEDIAN = 100, 40, 12
 # The house wants 1,800 and 2,400. What is over is known; these keep it from growing, and go down.
 CODE_LINES, ALL_LINES = 2645, 3743
 # The parser of Python 3.11 doubles an array at 32,768: 1.2 MiB more at every start, and 1 ms.
-TOKENS = 32750
+TOKENS = 32760
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 SCOPES = FUNCTIONS + (ast.Lambda, ast.ClassDef)
