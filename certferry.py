@@ -787,7 +787,7 @@ def _nobody():
         entry = pwd.getpwnam("nobody")
     except KeyError:
         return 65534, 65534
-    return entry.pw_uid, entry.pw_gid
+    return entry.pw_uid or 65534, entry.pw_gid or 65534  # never root's, whatever stands there
 
 
 def confine(verifier=False):
