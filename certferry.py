@@ -2708,13 +2708,12 @@ def _misfit(place, current, bad_key):
 def inspect(place, now):
     """Return the (Lineage, Outcome) of what is on the disk, without touching anything."""
     lineage, failure = load_lineage(place)
-    current, state, lines = lineage.current, lineage.state, []
-    misfit = _misfit(place, current, False)
+    current, state, lines, bad_key = lineage.current, lineage.state, [], False
     if not failure and lineage.given is current is lineage.key is None:
         failure = no_lineage(place)
     try:
-        if current and lineage.key and state.key != key_record(lineage.key, current.leaf):
-            misfit = _misfit(place, current, not fits(public_key_of(lineage.key), current.leaf))
+        bad_key = current and lineage.key and state.key != key_record(
+            lineage.key, current.leaf) and not fits(public_key_of(lineage.key), current.leaf)
     except Failure as error:
         failure = failure or error
     for path in quietly(staged_keys, place) or ():
@@ -2730,7 +2729,8 @@ def inspect(place, now):
     shown = failure or Failure(state.reason, state.detail)
     return lineage, Outcome(
         place.name, failure.result if failure else state.result, shown.reason, str(shown),
-        shown.hint, False, state.source, current, *health_of(lineage, now, misfit, failure),
+        shown.hint, False, state.source, current,
+        *health_of(lineage, now, _misfit(place, current, bad_key), failure),
         lines=[str(failure)] * bool(failure) + lines)
 
 
