@@ -1106,13 +1106,13 @@ class Hooks(Scene):
             self.downstream.hook("deploy", name, say.format(name))
         self.downstream.hook("deploy", "40-text", say.format("40-text"), mode=0o644)
         self.downstream.hook("pre", "pre", say.format("pre"))
-        facts = ('echo "own [$VAULT_TOKEN] [$AZURE_CLIENT_SECRET_FILE] $KEPT '
+        facts = ('echo "own [$VAULT_TOKEN] [$VAULT_CACERT$AZURE_CLIENT_SECRET_FILE] $KEPT '
                  '$(readlink /proc/self/fd/0) $PATH" >> ' + log)
         upstream = self.upstream()
         self.downstream.key(NAME, FIRST)
         result = self.cross("--from", upstream.source, "--deploy-hook", facts, env={
-            "VAULT_TOKEN": "s.secret", "AZURE_CLIENT_SECRET_FILE": "/secret", "KEPT": "kept",
-            "PATH": "/usr/bin:/bin"})
+            "VAULT_TOKEN": "s.secret", "VAULT_CACERT": "/roots",
+            "AZURE_CLIENT_SECRET_FILE": "/secret", "KEPT": "kept", "PATH": "/usr/bin:/bin"})
         self.assertEqual((0, ""), (result.status, result.err))
         live = self.downstream.live(NAME)
         first, second, own = lines()

@@ -691,6 +691,11 @@ class Metrics(Scene):
                     0o600)
         self.renew(1, "--metrics", self.path)
         self.assertIn(NAME, self.read()["certificate_not_after_timestamp_seconds"])
+        (status, found), state = self.seen("renew"), world.read(self.there.state(NAME))
+        self.assertEqual((1, "failed", None), (
+            status, found[NAME]["result"], found[NAME]["reason"]), found)
+        self.assertIn("environment line 1", found[NAME]["detail"])
+        self.assertEqual(state, world.read(self.there.state(NAME)))
 
     def test_nothing_there(self):
         self.renew(0, "--metrics", self.path)

@@ -298,6 +298,11 @@ class Install(InstallCase):
                       lines[1])
         self.assertEqual(["certferry " + " ".join(arguments), "key: KEY"], lines[-2:])
         self.assertEqual(["certferry"], os.listdir(os.path.join(prefix, "bin")))
+        live = os.path.join(self.tree, "etc/letsencrypt/live/example.com")
+        os.makedirs(live)
+        os.symlink("../../archive/example.com@1", os.path.join(live, ".current"))
+        result = self.install("--uninstall", DESTDIR=self.tree, PREFIX=prefix)
+        self.assertNotIn("nothing renews", result.out)  # root's own copy may
         self.installed("--uninstall", DESTDIR="", PREFIX=prefix)
         self.assertFalse(os.path.exists(prefix))
         result = self.install(DESTDIR="")

@@ -387,15 +387,46 @@ class Bounds(SourceCase):
         # Ten timeouts in turn take 30 s; the slack is for a busy machine.
         self.assertLess(took, 3 + 25)
 
-    def test_no_more_threads(self):
-        """Where none can be started an exchange waits for one that runs, and nothing ends."""
+    def pool(self, jobs, **how):
+        """A pool whose threads are no threads, with that many exchanges of one upstream to make."""
         reading, writing = os.pipe()
         for descriptor in (reading, writing):
             self.addCleanup(os.close, descriptor)
         self.addCleanup(threading.stack_size, threading.stack_size())
         pool = certferry._Pool(writing)
-        pool.begin = mock.Mock(side_effect=RuntimeError("can't start new thread"))
-        pool.waiting["1"] = certferry.Job("tls", "127.0.0.1", "1", 1.0, *[""] * 6)
+        pool.begin = mock.Mock(**how)
+        job = certferry.Job("tls", "127.0.0.1", "1", 8.0, *[""] * 6)
+        pool.waiting.update((str(number), job) for number in range(1, jobs + 1))
+        return pool
+
+    def test_one_upstream(self):
+        """None is asked by more than eight at once, none that fell silent is waited for again."""
+        def ask(waited, heard):
+            """Tend the pool when its exchanges have waited so long, its upstream spoke then."""
+            pool.heard[upstream] = time.monotonic() - heard
+            pool.running = {number: (job, started - waited)
+                            for number, (job, started) in pool.running.items()}
+            pool.tend()
+
+        for since, again in ((20, True), (4, False)):  # it answered before they asked, or after
+            with self.subTest(since):
+                pool = self.pool(30)
+                upstream = pool.waiting["1"][:4]
+                pool.tend()
+                for heard in (0, 2):  # slow, and silent so far
+                    ask(1, heard)
+                    self.assertEqual(list("12345678"), sorted(pool.running))
+                ask(9, since)
+                self.assertEqual(again, upstream in pool.vain)
+                self.assertEqual(8, len(pool.running))  # of the others
+                with mock.patch.object(certferry, "exchange",
+                                       return_value=certferry.Answer()) as asked:
+                    pool.work(("9", pool.running["9"][0]))
+                self.assertEqual(again, not asked.called)
+
+    def test_no_more_threads(self):
+        """Where none can be started an exchange waits for one that runs, and nothing ends."""
+        pool = self.pool(1, side_effect=RuntimeError("can't start new thread"))
         self.assertEqual(([], 0.1), pool.tend())
         self.assertEqual((["1"], {}), (list(pool.waiting), pool.running))
 
