@@ -963,6 +963,13 @@ certferry.exchange = lambda job: real(job)._replace({})
         self.assertFalse(os.path.lexists(self.there.live(NAME, ".current")))
         self.assertTrue(upstream.connections)
 
+    def test_nobody_of_roots(self):
+        """A passwd entry that makes nobody root, or one of root's group, does not count."""
+        for entry in ((0, 0), (65534, 0), (0, 65534)):
+            found = mock.Mock(pw_uid=entry[0], pw_gid=entry[1])
+            with mock.patch("pwd.getpwnam", return_value=found):
+                self.assertEqual((65534, 65534), certferry._nobody(), entry)
+
     def test_privilege_that_stays(self):
         """Where it cannot be given up nothing is fetched, and that is never put off."""
         upstream, _ = self.serve()
