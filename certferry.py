@@ -3475,7 +3475,7 @@ def _help(command):
 def _nearest(word):
     """Return what a word was meant to be, certbot's habits included."""
     import difflib
-    known = list(COMMANDS) + list(_OPTIONS if word.startswith("--") else ())
+    known = list(COMMANDS) + list(_OPTIONS if word.startswith("-") else ())
     word = word.strip("-")
     found = _HABITS.get(word) or (difflib.get_close_matches(word, known, 1, 0) or COMMANDS)[0]
     return "--" + found if found in _OPTIONS else "certferry " + found

@@ -267,6 +267,7 @@ class Usage(unittest.TestCase):
     WRONG = (  # arguments, words of the line; the status is 3 where status was meant, else 2
         (["certificates"], "certferry status"), (["statuss"], "certferry status"),
         (["--renew"], "certferry renew"), (["rolback", NAME], "certferry rollback"),
+        ([NAME, "-qv"], "--quiet"),
         (["renw"], "certferry renew"), (["localhost"], "host name"), ([""], "host name"),
         (["a/b.example"], "host name"), (["../example.com"], "host name"), ([".."], "host name"),
         (["exam ple.com"], "host name"), (["example.com\n"], "host name"),
