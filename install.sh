@@ -238,7 +238,7 @@ install_certferry() {
     esac
     rm -rf "$work"
     if [ -n "$changed" ]; then echo "installed$changed"; else echo "unchanged $program"; fi
-    if [ -n "$older" ] && [ "$scheduler" != user ]; then replace_older; fi
+    if [ -n "$older" ] && [ "$scheduler" != user ]; then oust_older; fi
     say_what_to_do
 }
 
@@ -275,7 +275,7 @@ notice_older() {   # sets $older: the Rust cert-ferry's compiled program and its
     done
 }
 
-replace_older() {
+oust_older() {
     disable_timer certferry-renew
     echo "certferry: the older cert-ferry was here:$older: certferry-renew.timer is disabled" >&2
     for folder in "$DESTDIR$config_dir"/live/*/; do
