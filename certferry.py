@@ -48,7 +48,6 @@ import errno
 import functools
 import re
 import select
-import signal
 import stat
 import time
 
@@ -56,8 +55,8 @@ __version__ = "1.0.0"
 
 MAX_OFFER = 1 << 20  # bytes: sixteen certificates of any sane size are under 64 KiB
 MAX_CERTIFICATES = 16  # a public chain has two to four
-MAX_KEY = 1 << 16  # bytes: an RSA key of 16,384 bits takes 13 KiB as PEM
-MAX_RECORD = 1 << 18  # bytes of a NAME.conf, NAME.state or environment file
+MAX_KEY = 65536  # bytes: an RSA key of 16,384 bits takes 13 KiB as PEM
+MAX_RECORD = 262144  # bytes of a NAME.conf, NAME.state or environment file
 MAX_DEPTH = 24  # of nested DER elements; certificates need about twelve
 SIDE_BY_SIDE = 8  # exchanges that make progress; more gain nothing against one upstream
 PATIENCE = 0.5  # seconds after which an exchange waits on its peer and frees its place
@@ -68,6 +67,7 @@ SERVED_SECONDS = 15  # reloads are asynchronous: workers exit when their connect
 LOCK_SECONDS = 60  # a second run waits that long for the first
 KEPT_VERSIONS = 5  # besides the current one, if it is older
 STAGED_KEY_DAYS = 30  # a key that waits longer was probably forgotten
+SIGKILL = 9  # everywhere; the module takes half a millisecond
 DAY = 86400
 
 CONFIG_DIR = "/usr/local/etc/letsencrypt" if "freebsd" in sys.platform else "/etc/letsencrypt"
@@ -94,39 +94,40 @@ class Source(collections.namedtuple("Source", "kind host port target text")):
     """
 
     __slots__ = ()
-    may_hold_key = property(lambda self: self.kind in ("file", "exec", "vault", "azure"))
+    may_hold_key = property(lambda self: self.kind in "file exec vault azure".split())
 
 
 class Certificate(collections.namedtuple("Certificate", (
         "der serial not_before not_after subject issuer public_key algorithm version extensions "
-        "critical domains"))):
+        "domains"))):
     """The facts of one certificate: names as DER bytes, times in seconds since 1970.
 
-    `public_key` is the SubjectPublicKeyInfo, `extensions` {OID bytes: value bytes}, `critical`
-    the OIDs of those that are, `domains` the usable DNS names and IP addresses of the subject
-    alternative name, in its order.
+    `public_key` is the SubjectPublicKeyInfo, `extensions` {OID bytes: value bytes}, `domains` the
+    usable DNS names and IP addresses of the subject alternative name, in its order.
     """
 
     __slots__ = ()
     lifetime = property(lambda self: max(1, self.not_after - self.not_before))
 
 
-class Place(collections.namedtuple("Place", "config name")):
+class Place(collections.namedtuple("Place", (
+        "config name live members pointer archive records conf state renewal"))):
     """Where the files of one lineage are."""
 
     __slots__ = ()
-    live = property(lambda self: "%s/live/%s" % self)
-    members = property(lambda self: ["%s/live/%s/%s" % (*self, name) for name in MEMBERS])
-    archive = property(lambda self: "%s/archive" % self.config)
-    records = property(lambda self: "%s/certferry" % self.config)
-    pointer = property(lambda self: "%s/live/%s/.current" % self)
-    conf = property(lambda self: "%s/certferry/%s.conf" % self)
-    state = property(lambda self: "%s/certferry/%s.state" % self)
-    renewal = property(lambda self: "%s/renewal/%s.conf" % self)
+
+    def __new__(cls, config, name):
+        """Find them all at once: they are asked for often."""
+        live, records = config + "/live/" + name, config + "/certferry"
+        record = records + "/" + name
+        return super().__new__(
+            cls, config, name, live, tuple(live + "/" + member for member in MEMBERS),
+            live + "/.current", config + "/archive", records, record + ".conf", record + ".state",
+            config + "/renewal/" + name + ".conf")
 
     def version(self, number):
         """Return the folder of version `number`."""
-        return "%s/archive/%s@%d" % (self.config, self.name, number)
+        return "%s/%s@%d" % (self.archive, self.name, number)
 
 
 # What is in service: `number` is None for plain files or certbot's links that are not adopted yet.
@@ -135,12 +136,12 @@ Version = collections.namedtuple("Version", "number folder leaf chain")
 # What a source handed over; `chain` is None where the exchange did not show it, `key` a Secret.
 Offer = collections.namedtuple("Offer", "source address leaf chain key way")
 
-# An offer, parsed, and what openssl says of it: public keys as DER, `trust` "" or what is wrong.
-Evidence = collections.namedtuple("Evidence", "offer leaf public_key carried_key trust")
-
-# What the judge compares an offer with: `keys` {public key DER: path}, the others fingerprints.
-Wanted = collections.namedtuple("Wanted", (
-    "name domains current keys retired replaced rolled_back rolled_keys"))
+# What the judge sees: an offer, parsed, with what openssl says of it (public keys as DER, `trust`
+# "" or what is wrong), and what it is compared with: `keys` {public key: path}, then fingerprints.
+Evidence = collections.namedtuple("Evidence", (
+    "name domains current offer leaf public_key carried_key trust keys retired replaced "
+    "rolled_back rolled_keys"))
+Evidence.__new__.__defaults__ = (None, None, "", {}, (), (), (), ())
 
 # reason is "" for an offer that is accepted; message and hint make the line that a person reads.
 Verdict = collections.namedtuple("Verdict", "reason message hint")
@@ -153,8 +154,8 @@ Lineage = collections.namedtuple("Lineage", "place given options state checked c
 Outcome = collections.namedtuple("Outcome", (
     "name result reason message hint changed source version health why lines"))
 
-SOUND = ("installed", "unchanged", "pending")  # results of a good exchange
-WELL = ("installed", "unchanged", "not-due", "deferred")  # results that exit with 0
+SOUND = "installed unchanged pending".split()  # results of a good exchange
+WELL = "installed unchanged not-due deferred".split()  # results that exit with 0
 
 
 class Secret:
@@ -188,26 +189,45 @@ class Failure(Exception):
     @property
     def result(self):
         """Return `failed` where nothing was judged, `pending` once deployed, else `refused`."""
-        return {None: "failed", "unreachable": "failed", "timeout": "failed", "storage": "failed",
-                "hook": "pending", "not-served": "pending"}.get(self.reason, "refused")
+        if self.reason in (None, "unreachable", "timeout", "storage"):
+            return "failed"
+        return "pending" if self.reason in ("hook", "not-served") else "refused"
 
 
 class Usage(Exception):
     """A wrong command line: the message is what is wrong and what to do."""
 
 
-def storage_failure(error, where="the config dir"):
+def why(error):
+    """Return what an error says, without number and path."""
+    return getattr(error, "strerror", None) or error
+
+
+def failure_of(error, where="the config dir"):
     """Return the Failure that an error is, or for an OSError of the disk the errno in words, and
     the path: `where` for write() and fsync(), which tell none."""
     if isinstance(error, Failure):
         return error
+    if isinstance(error, ImportError):
+        return Failure(None, "this Python has no module %s" % error.name,
+                       "install python3, not only python3-minimal")
+    if not isinstance(error, OSError):
+        return Failure(None, "this is a bug in certferry (%r, line %d)" % (
+            error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
     where = error.filename2 or error.filename or where
-    hint = {errno.ENOSPC: "free some space",
-            errno.EROFS: "remount it writable", errno.EACCES: "run it as root",
-            errno.EPERM: "run it as root", errno.ENOENT: "check the path"}.get(
-                error.errno, "see to the disk")
-    return Failure("storage", "%s: %s" % (where, str(error.strerror or error).lower()),
-                   hint + "; the certificate in service is untouched")
+    hint = {errno.ENOSPC: "free some space", errno.EROFS: "remount it writable",
+            errno.ENOENT: "check the path", errno.EPERM: "see to its attributes",
+            errno.EACCES: "run it as root"}.get(error.errno, "see to the disk")
+    return Failure("storage", "%s: %s" % (where, str(why(error)).lower()),
+                   hint + "; what is in service stays")
+
+
+def quietly(step, *arguments):
+    """Do a step without which nothing is lost; return what it returns, None where it fails."""
+    try:
+        return step(*arguments)
+    except (OSError, ValueError, Failure, AttributeError):
+        return None  # AttributeError: FreeBSD's Python knows no extended attributes
 
 
 # --------------------------------------------------------------------------------------------------
@@ -216,17 +236,17 @@ def storage_failure(error, where="the config dir"):
 
 # A name ends up in paths, in hooks' environments and in openssl's arguments: letters and no more.
 HOST_NAME = r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % ((r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2)
-_PORTS = {"tls": 443, "smtp": 25, "imap": 143, "pop3": 110, "ftp": 21, "ldap": 389, "xmpp": 5222,
-          "postgres": 5432, "mysql": 3306, "vault": 8200, "azure": 443}
+_PORTS = {scheme: int(port) for scheme, port in (each.split(":") for each in (
+    "tls:443 smtp:25 imap:143 pop3:110 ftp:21 ldap:389 xmpp:5222 postgres:5432 mysql:3306 "
+    "vault:8200 azure:443").split())}
 # What follows the host: only a store has a path, and no part of it climbs with `..`.
 _PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,127}\Z"}
 
 
 def plain(text, limit=300):
     """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
-    text = str(text).encode("ascii", "backslashreplace").decode("ascii")
-    if not text.isprintable():  # what a peer says must not steer the terminal that shows it
-        text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match.group()), text)
+    # what a peer says must not steer the terminal that shows it
+    text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match.group()), str(text))
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
@@ -238,11 +258,11 @@ def is_address(host):
 def host_name(text):
     """Return a host name in lower-case ASCII or an IP address in its short form; or ValueError."""
     text = text.lower()
-    if ":" in text:
+    if ":" in text and "%" not in text:  # a scope could hold anything
         import ipaddress  # 3 ms
         return ipaddress.IPv6Address(text).compressed
     if max(text, default="") > "\x7f":
-        text = text.encode("idna").decode("ascii")  # 4 ms
+        text = text.encode("idna").decode()  # 4 ms
     text = text[:-1] if text.endswith(".") else text
     numbers = [part.isdigit() and int(part) < 256 for part in text.split(".")]
     if not re.match(HOST_NAME, text) or is_address(text) and numbers != [True] * 4:
@@ -252,10 +272,9 @@ def host_name(text):
 
 def is_lineage_name(text):
     """Say whether a text is a lineage's name as it is: with a dot, or an address."""
-    try:
-        return host_name(text) == text and ("." in text or is_address(text))
-    except ValueError:
-        return False
+    # a disk takes names of 255 characters, and those of temporary files are longer
+    return quietly(host_name, text) == text and len(text) < 230 and (
+        "." in text or is_address(text))
 
 
 def parse_endpoint(text, port):
@@ -286,7 +305,7 @@ def parse_source(text):
         if scheme == "azure" and "." not in host:
             host += ".vault.azure.net"
         host, port = parse_endpoint(host, _PORTS[scheme])
-        shown = text if path else "%s://%s" % (scheme, endpoint_text(host, port))
+        shown = text if path else scheme + "://" + endpoint_text(host, port)
         return Source(scheme, host, port, path, shown.replace("tls://", ""))
     raise ValueError("%s: write HOST[:PORT], file:PATH, exec:COMMAND, or one of %s with ://HOST"
                      "[:PORT], for vault /MOUNT/PATH, for azure /NAME" % (
@@ -376,7 +395,7 @@ def _read_record(text, path):
             if not equals or len(key.split()) != 1 or "\0" in line:
                 raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
             if key in found:
-                raise _bad_line(path, number, "%s is given twice" % plain(key, 40))
+                raise _bad_line(path, number, "%s is given twice" % plain(key))
             depth, found[key] = indent, (number, [])
         if words:
             found[key][1].append(words)
@@ -384,20 +403,19 @@ def _read_record(text, path):
 
 
 def _parse_record(found, path, readers, nothing):
-    """Return what parse_options() makes of a record; Failure with file and line if it is wrong."""
+    """Return ({key: [text, ...]}, what parse_options() makes of it) of a record; Failure with file
+    and line if it is wrong."""
+    given = {key: texts for key, (_, texts) in found.items() if texts}
     try:
-        return parse_options({key: texts for key, (_, texts) in found.items() if texts}, readers,
-                             nothing)
+        return given, parse_options(given, readers, nothing)
     except ValueError as error:
         key, what = error.args
-        raise _bad_line(path, found[key][0], "%s: %s" % (plain(key, 40), what))
+        raise _bad_line(path, found[key][0], plain(key) + ": " + what)
 
 
 def parse_conf(text, path):
     """Return ({key: [text, ...]}, Options) of a NAME.conf; Failure with file and line if wrong."""
-    found = _read_record(text, path)
-    options = _parse_record(found, path, REMEMBERED, NO_OPTIONS)
-    return {key: texts for key, (_, texts) in found.items() if texts}, options
+    return _parse_record(_read_record(text, path), path, REMEMBERED, NO_OPTIONS)
 
 
 def _entry(key, texts):
@@ -461,7 +479,7 @@ def parse_state(text, path):
     found = _read_record(text.replace("[state]\n", "\n", 1), path)
     # a later version may have written more
     return _parse_record({key: found[key] for key in found if key in _STORED}, path, _STORED,
-                         NO_STATE)
+                         NO_STATE)[1]
 
 
 def format_state(state):
@@ -492,9 +510,8 @@ def parse_environment(text, path):
 # --------------------------------------------------------------------------------------------------
 
 # Object identifiers as DER has them: extensions are 2.5.29.N, the others 1.3.6.1.5.5.7.N.
-(_SUBJECT_KEY, _KEY_USAGE, _ALTERNATIVE_NAME, _BASIC_CONSTRAINTS, _NAME_CONSTRAINTS,
- _AUTHORITY_KEY, _EXTENDED_USAGE, *_POLICY_CONSTRAINTS) = (
-     b"\x55\x1d%c" % number for number in (14, 15, 17, 19, 30, 35, 37, 36, 54))
+(_SUBJECT_KEY, _KEY_USAGE, _ALTERNATIVE_NAME, _BASIC_CONSTRAINTS, _AUTHORITY_KEY,
+ _EXTENDED_USAGE) = (b"\x55\x1d%c" % number for number in (14, 15, 17, 19, 35, 37))
 MUST_STAPLE = b"\x2b\x06\x01\x05\x05\x07\x01\x18"
 _SERVER_AUTH = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01"
 
@@ -533,8 +550,7 @@ def _elements(data):
 
 
 def _sequence(data, *tags):
-    """Return the elements of the SEQUENCE that the bytes are, of exactly these tags if any; or
-    ValueError."""
+    """Return the elements of a SEQUENCE's bytes, of exactly these tags if any; or ValueError."""
     (outer, content, _), = _elements(data)
     found = _elements(content)
     if outer != 0x30 or tags and tags != tuple(tag for tag, _, _ in found):
@@ -555,10 +571,8 @@ def _is_loose(tag, content):
 
 
 def check_strict(data, depth=0):
-    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11).
-
-    That includes the values of the extensions that RFC 5280 defines.
-    """
+    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11),
+    the values of the extensions that RFC 5280 defines included."""
     defined = False
     for tag, content, _ in _elements(data):
         if tag & 0x20 and tag & 0xc0 == 0 and tag not in (0x30, 0x31):
@@ -579,20 +593,19 @@ def _der_time(tag, content):
             (0x17, 13, b"Z"), (0x18, 15, b"Z")):
         raise ValueError("a time that RFC 5280 does not allow")
     century = "" if tag == 0x18 else "20" if content < b"50" else "19"
-    return utc_seconds(century + content.decode("ascii"))
+    return utc_seconds(century + content.decode())
 
 
 def _extensions(data):
-    """Return ({OID bytes: value bytes}, {OIDs that are critical}) of the Extensions in some DER."""
-    values, critical = {}, set()
+    """Return {OID bytes: value bytes} of the Extensions in some DER."""
+    values = {}
     for outer, content, _ in _sequence(data):
         (first, oid, _), *flag, (last, value, _) = _elements(content)
         if (outer, first, last) != (0x30, 0x06, 0x04) or oid in values or (
                 [tag for tag, _, _ in flag] not in ([], [1])):
             raise ValueError("an extension of another shape, or given twice")
         values[oid] = value
-        critical.update(oid for _, truth, _ in flag if truth != b"\0")
-    return values, critical
+    return values
 
 
 def _domains(value):
@@ -624,9 +637,9 @@ def parse_certificate(der):
     serial, _, issuer, validity, subject, key, *others = fields
     not_before, not_after = [_der_time(*time[:2]) for time in _elements(validity[1])]
     held = [content for tag, content, _ in others if tag == 0xa3] or [b"\x30\0"]
-    extensions, critical = _extensions(held[0])
+    extensions = _extensions(held[0])
     return Certificate(der, serial[1].hex(), not_before, not_after, subject[2], issuer[2], key[2],
-                       algorithm[2], int.from_bytes(number, "big") + 1, extensions, critical,
+                       algorithm[2], int.from_bytes(number, "big") + 1, extensions,
                        _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0")))
 
 
@@ -637,10 +650,8 @@ def fingerprint(der):
 
 
 def covers(names, wanted):
-    """Say whether one of a certificate's names covers `wanted`, itself maybe a wildcard.
-
-    A wildcard stands for exactly one label (RFC 9525, 6.3) and never for part of an address.
-    """
+    """Say whether one of a certificate's names covers `wanted`, itself maybe a wildcard, which
+    stands for exactly one label (RFC 9525, 6.3) and never for part of an address."""
     label, _, rest = wanted.partition(".")
     return wanted in names or label != "*" and not is_address(wanted) and "*." + rest in names
 
@@ -670,8 +681,7 @@ def flaw(certificate, is_leaf):
 
     openssl accepts all of these: the CA/Browser Forum's baseline requirements and RFC 5280 do not.
     """
-    extensions, critical, serial = (
-        certificate.extensions, certificate.critical, certificate.serial)
+    extensions, serial = certificate.extensions, certificate.serial
     key, limits = key_kind(certificate.public_key), extensions.get(_BASIC_CONSTRAINTS, b"")
     kind, _, bits = key.partition(" ")
     usage = extensions.get(_KEY_USAGE, b"")[3:4]
@@ -686,21 +696,14 @@ def flaw(certificate, is_leaf):
          "has a key that browsers refuse (%s)" % key),
         (not re.match(_SIGNATURES, certificate.algorithm.hex()),
          "is signed with an algorithm that browsers refuse (SHA-1, MD5 or an unusual one)"),
-        (len(certificate.issuer) <= 2, "names no issuer"),
-        (critical.intersection((_SUBJECT_KEY, _AUTHORITY_KEY)), "has a critical key identifier"),
         (_SERVER_AUTH not in extensions.get(_EXTENDED_USAGE, _SERVER_AUTH),
          "is not meant for servers (its extended key usage lacks serverAuth)"))
     # what openssl checks by itself (purpose, path length, name constraints) is left to it
     rules += (
         (authority, "is an authority's certificate, not a server's"),
-        (signs or _NAME_CONSTRAINTS in extensions or limits[2:] not in (b"", b"\x01\x01\0"),
-         "may sign certificates or limits them, and is no authority's"),
-        (len(certificate.subject) <= 2 and _ALTERNATIVE_NAME not in critical,
-         "has no subject, and its subject alternative name is not critical")) if is_leaf else (
+        (signs, "may sign certificates, and is no authority's")) if is_leaf else (
         (not authority, "is no authority's"),
-        (usage and not signs, "may not sign certificates (its key usage)"),
-        (set(_POLICY_CONSTRAINTS).intersection(extensions) - critical,
-         "has policy constraints that are not critical"))
+        (usage and not signs, "may not sign certificates (its key usage)"))
     return next((words for broken, words in rules if broken), "")
 
 
@@ -714,9 +717,7 @@ def _may_have_issued(issuer, certificate):
 
 def order_chains(leaf, others):
     """Return the possible chains for a leaf: issuers in order, no root, nothing that is not one.
-
-    Nothing is verified: openssl says which of them holds.
-    """
+    Nothing is verified: openssl says which of them holds."""
     chains, unfinished = [], [()]
     # a root issued itself; what another key of the same name issued (a rollover) is none
     issuers = [other for other in others if other != leaf and not _may_have_issued(other, other)]
@@ -766,7 +767,7 @@ def read_pem(data):
     # a2b_base64 skips what is no base64: its way back tells
     if b"" in texts or texts != [binascii.b2a_base64(der, newline=False) for der in ders]:
         raise ValueError("a certificate whose base64 is broken")
-    return list(collections.OrderedDict.fromkeys(ders)), Secret(keys.pop()) if keys else None
+    return list(dict.fromkeys(ders)), Secret(keys.pop()) if keys else None
 
 
 def holds_only_certificates(data):
@@ -802,8 +803,7 @@ def confine(verifier=False):
         import resource
         # no core with a secret in it, no file; not AS: malloc reserves 64 MiB for each thread;
         # RLIMIT_NPROC would count all of nobody's processes
-        for name, most in (("CORE", 0), ("FSIZE", 0), ("DATA", 1 << 30), ("NOFILE", 1024),
-                           ("CPU", 600)):
+        for name, most in dict(CORE=0, FSIZE=0, DATA=1 << 30, NOFILE=1024, CPU=600).items():
             resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
     except (ImportError, ValueError):
         pass  # a second line of defence: not in Debian 11's python3-minimal; lower in a container
@@ -839,8 +839,7 @@ def own_process(serve, unprivileged):
         os.close(from_write)
         return pid, to_write, from_read
     try:
-        # Ctrl-C is for the deciding process, which ends this one
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.setsid()  # Ctrl-C is for the deciding process, which ends this one
         jobs = max(to_read, from_write, 2) + 1  # above both, so that neither is overwritten
         os.dup2(to_read, jobs, False)
         os.dup2(from_write, jobs + 1, False)
@@ -857,18 +856,22 @@ def own_process(serve, unprivileged):
             confine()
         serve(jobs, jobs + 1)
     except OSError as error:
-        os.write(jobs + 1, b"! %s\n" % plain(error).encode("ascii"))
-    finally:
+        os.write(jobs + 1, b"! %s\n" % plain(error).encode())
+    finally:  # with what it started, an openssl that waits for an answer
+        quietly(os.killpg, os.getpid(), SIGKILL)
         os._exit(0)
 
 
 def kill_group(process):
     """Kill a process that leads a session of its own, and what it started."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        process.kill()
+    quietly(os.killpg, process.pid, SIGKILL)
+    process.kill()  # where that one is not permitted
     process.wait()
+
+
+def last_line(output):
+    """Return the last line of what a process said, as text to quote."""
+    return plain(output.decode("utf-8", "replace").strip().split("\n")[-1], 120)
 
 
 def converse(process, feeds, deadline, limit):
@@ -882,15 +885,17 @@ def converse(process, feeds, deadline, limit):
     try:
         while reading:
             left = deadline - time.monotonic()
-            readable, writable, _ = select.select(reading, feeds, [], max(0, left))
-            if left < 0 or not readable and not writable:
+            over = process.poll() is not None
+            readable, writable, _ = select.select(
+                reading, feeds, [], 0 if over else max(0, min(left, 0.1)))
+            if over and not readable:
+                break  # what it left behind holds the pipes
+            if left < 0:
                 raise TimeoutError("it took too long")
             for descriptor in writable:
-                try:  # so much fits into a pipe that select calls writable
-                    written = os.write(descriptor, feeds[descriptor][:select.PIPE_BUF])
-                    feeds[descriptor] = feeds[descriptor][written:]
-                except OSError:
-                    feeds[descriptor] = b""  # it reads no further: its status tells
+                # so much fits into a pipe that select calls writable; None: it reads no further
+                written = quietly(os.write, descriptor, feeds[descriptor][:select.PIPE_BUF])
+                feeds[descriptor] = feeds[descriptor][written:] if written else b""
                 if not feeds[descriptor]:
                     del feeds[descriptor]
                     os.close(descriptor)
@@ -905,7 +910,7 @@ def converse(process, feeds, deadline, limit):
     finally:
         for descriptor in feeds:
             os.close(descriptor)
-        if reading:
+        if reading and process.poll() is None:
             kill_group(process)
         process.stdout.close()
         process.stderr.close()
@@ -939,10 +944,10 @@ def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False
         if confined:
             os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
     try:
-        # cwd: ours may be closed to nobody; a session: to be killed with whatever it starts
+        # cwd: ours may be closed to nobody
         process = subprocess.Popen(
             command, stdin=reads[0], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
-            env=_environment(system_roots), pass_fds=reads[1:], start_new_session=True,
+            env=_environment(system_roots), pass_fds=reads[1:],
             # safe because whoever comes here as root has no threads
             preexec_fn=(lambda: confine(verifier=True)) if confined else None)
     except (OSError, subprocess.SubprocessError) as error:
@@ -958,7 +963,7 @@ def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False
     except (TimeoutError, ValueError) as error:
         if deadline:
             raise
-        output, errors = b"", str(error).encode("ascii")
+        output, errors = b"", str(error).encode()
     return process.wait(), output, errors.decode("ascii", "replace")
 
 
@@ -975,9 +980,7 @@ def leaf_public_key(leaf):
 
 def public_half(pem, trusted):
     """Return the public key (DER) of a private key (PEM bytes); ValueError with why not, in words.
-
-    `trusted` for a key of this host; a key that came with an offer is read unprivileged.
-    """
+    `trusted` for a key of this host; a key that came with an offer is read unprivileged."""
     if b"ENCRYPTED" in pem:
         raise ValueError("it is encrypted: certferry asks no passphrase, nor do servers at boot")
     # -passin, so that nothing ever prompts; -inform, because servers read no DER
@@ -991,9 +994,7 @@ def public_half(pem, trusted):
 
 def verify_chain(leaf, chain, roots, now):
     """Return "" where leaf and chain lead to a trusted root at the time `now`, else why not.
-
-    `roots` (Certificates) replace the system store; None means the system's.
-    """
+    `roots` (Certificates) replace the system store; None means the system's."""
     files = [] if roots is None else [("-CAfile", to_pem(root.der for root in roots))]
     files += [("-untrusted", to_pem(issuer.der for issuer in chain))] if chain else []
     # not -x509_strict: it refuses roots that everybody has
@@ -1009,7 +1010,7 @@ def verify_chain(leaf, chain, roots, now):
                       errors + output.decode("ascii", "replace"))
     number, depth, words = match.groups() if match else ("0", "0", errors.strip().split("\n")[-1])
     # a subtree is what openssl calls a name constraint
-    words = plain(words, 100).replace("subtree", "name constraints")
+    words = plain(words).replace("subtree", "name constraints")
     if number not in "2 18 19 20 21 27".split():  # X509_V_ERR: no issuer, no root
         return "%s is refused (%s)" % (
             "the leaf" if depth == "0" else "issuer %s of the chain" % depth, words)
@@ -1049,18 +1050,18 @@ _REASONS = {"unreachable": "unreachable", "timeout": "timeout", "unproven": "unp
 # Where a server has several key types, TLS 1.2 settles with the cipher which one it shows, TLS 1.3
 # with the signature algorithms, and these only s_client can tell it.
 _TYPES = {"RSA": (":!aECDSA", "rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:RSA+SHA256:RSA+SHA384"),
-          "ECDSA": (":!aRSA", "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512"),
-          "Ed25519": (":!aRSA", "ed25519")}
+          "ECDSA": (":!aRSA", "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512")}
 
 # What the kernel, the ssl module or s_client says; the reason, what that means, what to do. A bad
 # signature is no row: s_client is asked then, and tells an impostor from what is no TLS.
-_LOOK, _PORT = "look at what answers there", "check the protocol and the port"
 _SIGNS = (
     ("unrecognized name", "unreachable", "does not serve %(sni)s", "--sni HOST, a name it serves"),
     ("starttls|wrong version|http request|unknown protocol|packet length too|record layer fail",
-     "unreachable", "offers no TLS and no STARTTLS there", _PORT),
-    (r"excessive message|more than \d+ ", "malformed", "showed more than a chain can be", _LOOK),
-    ("asn1|x509 lib|public key param", "malformed", "showed what is no certificate", _LOOK),
+     "unreachable", "offers no TLS and no STARTTLS there", "check the protocol and the port"),
+    (r"excessive message|more than \d+ ", "malformed", "showed more than a chain can be",
+     "look at what answers there"),
+    ("asn1|x509 lib|public key param", "malformed", "showed what is no certificate",
+     "look at what answers there"),
     ("connection refused", "unreachable", "refuses connections", "is the service running there?"),
     ("timed out", "timeout", "gave no certificate in %(timeout)g s",
      "is it overloaded or behind a firewall? --timeout SECONDS"))
@@ -1082,7 +1083,7 @@ def _resolve(host, port, own):
     """Return [(family, socket address)] of a host, in the resolver's order; or Failure."""
     import socket
     try:  # bytes, because text is encoded by a module that takes 4 ms to load
-        found = socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
                       "check the name, and this host's resolver")
@@ -1094,7 +1095,7 @@ def _resolve(host, port, own):
     return others
 
 
-def _failure_of(error, job, otherwise, hint):
+def _network_failure(error, job, otherwise, hint):
     """Return the Failure that an exception or s_client's words are a sign of, or `otherwise`."""
     if isinstance(error, Failure):
         return error
@@ -1128,8 +1129,8 @@ def _by_command(job, _, where, deadline, way):
         raise Failure("unproven", "showed a certificate and did not prove that it holds its key",
                       "an impostor, or it demands a client certificate: use another port or source")
     if not certificates:
-        raise _failure_of(errors, job, "completes no TLS handshake (TLS 1.2 or later, "
-                          "ephemeral keys)", _PORT)
+        raise _network_failure(errors, job, "completes no TLS handshake (TLS 1.2 or later, "
+                          "ephemeral keys)", "check the protocol and the port")
     return certificates
 
 
@@ -1157,7 +1158,7 @@ def _handshake(job, connection, deadline, way):
     OSError where the handshake fails."""
     name = None if is_address(job.sni) else job.sni
     if name and sys.version_info >= (3, 7):
-        name = name.encode("ascii")  # as in _resolve
+        name = name.encode()  # as in _resolve
     with _context(job.want, way).wrap_socket(connection, server_hostname=name,
                                              do_handshake_on_connect=False) as peer:
         peer.settimeout(max(0.01, deadline - time.monotonic()))
@@ -1174,10 +1175,7 @@ def _by_module(job, family, where, deadline, way):
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(max(0.01, deadline - time.monotonic()))
         connection.connect(where)
-        try:
-            proven = _handshake(job, connection, deadline, way)
-        except OSError:
-            proven = None
+        proven = quietly(_handshake, job, connection, deadline, way)
     if not proven:  # s_client tells who showed a certificate first from who is no TLS server
         return _by_command(job, family, where, deadline, way)
     if len(proven) > 1 or str(binascii.crc32(proven[0])) == job.known:
@@ -1215,8 +1213,9 @@ def exchange(job):
         try:
             return _ask_address(job, family, where, time.monotonic() + share)
         except (Failure, OSError, ValueError) as error:
-            failure = _failure_of(error, job, "cannot be reached (%s)" % plain(error, 120).lower(),
-                                  "check the network and the address")
+            failure = _network_failure(
+                error, job, "cannot be reached (%s)" % plain(error, 120).lower(),
+                "check the network and the address")
             if failure.reason == "timeout":  # who asks next begins with the others
                 resolved[:] = [each for each in tuple(resolved) if each[1] != where] + [
                     (family, where)]
@@ -1241,7 +1240,7 @@ def _answer_of(function, *arguments):
 
 def _answer_line(number, answer):
     """Return an Answer as a line for the pipe, what it holds in hexadecimal digits."""
-    words = [plain(word).encode("ascii") for word in (number,) + answer[:-1]]
+    words = [plain(word).encode() for word in (number,) + answer[:-1]]
     return b"\t".join(words + [binascii.hexlify(answer.data[:MAX_OFFER + 1])]) + b"\n"
 
 
@@ -1272,10 +1271,8 @@ class _Pool:
         if len(running) >= min(MAX_RUNNING, old + SIDE_BY_SIDE):
             return None
         upstreams = collections.Counter(job[:4] for job, _ in running)
-        silent = {job[:4] for job, started in running
-                  if now - started >= PATIENCE and started > self.heard.get(job[:4], 0)}
-        number = next((number for number, job in self.waiting.items() if job[:4] in self.vain or (
-            upstreams[job[:4]] < SIDE_BY_SIDE and job[:4] not in silent)), None)
+        number = next((number for number, job in self.waiting.items()
+                       if job[:4] in self.vain or upstreams[job[:4]] < SIDE_BY_SIDE), None)
         if number:
             self.running[number] = self.waiting.pop(number), now
         return number and (number, self.running[number][0])
@@ -1287,7 +1284,8 @@ class _Pool:
             upstream, now = job[:4], time.monotonic()
             # or unreachable after long: a resolver that is dead
             if answer.reason in ("timeout", "unreachable") and now - started > job.timeout / 4:
-                if started > self.heard.get(upstream, 0):
+                # not one that is slow, and answers others
+                if now - self.heard.get(upstream, 0) > job.timeout * 0.75:
                     self.vain[upstream] = answer
             elif answer is not self.vain.get(upstream):
                 self.heard[upstream] = now
@@ -1297,10 +1295,7 @@ class _Pool:
 
     def send(self):
         """Write as much as the pipe takes: the other process may be busy."""
-        try:
-            del self.unsent[:os.write(self.answers, self.unsent)]
-        except BlockingIOError:
-            pass
+        del self.unsent[:quietly(os.write, self.answers, self.unsent) or 0]
 
     def work(self, task):
         """Be a thread: make exchanges as long as there is one to make."""
@@ -1344,9 +1339,9 @@ def _serve_jobs(jobs, answers):
             *lines, unread = (unread + piece).split(b"\n")
             with pool.lock:  # a thread may be looking there for its next one
                 for line in lines:
-                    number, *fields = line.decode("ascii").split("\t")
-                    job = Job(*fields)
-                    pool.waiting[number] = job._replace(timeout=float(job.timeout))
+                    number, *fields = line.decode().split("\t")
+                    fields[3] = float(fields[3])
+                    pool.waiting[number] = Job(*fields)
 
 
 def offer_of(source, function, *arguments):
@@ -1361,9 +1356,6 @@ def offer_of(source, function, *arguments):
     except Failure as failure:
         where = source.text + " " if failure.reason else ""  # else this host lacks something
         raise Failure(failure.reason, where + str(failure), failure.hint)
-    except ImportError as error:
-        raise Failure("unreachable", "%s needs what this Python lacks (%s)" % (source.text, error),
-                      "install python3, not only python3-minimal")
     except OSError as error:
         raise Failure("unreachable", "%s: %s: %s" % (source.text, error.filename, str(
             error.strerror).lower()), "is it in place?")
@@ -1387,7 +1379,7 @@ class Network:
         self.pid, self.to_jobs, self.from_answers = own_process(serve, unprivileged)
         os.set_blocking(self.to_jobs, False)
         self.count, self.longest, self.heard = 0, 0.0, time.monotonic()
-        self.kept, self.buffer, self.broken = 0, b"", ""
+        self.kept, self.buffer, self.unsent, self.broken = 0, b"", b"", ""
         self.answers = {}  # number: the line that answers it, None while it is owed
 
     def submit(self, job):
@@ -1396,19 +1388,24 @@ class Network:
         number = b"%d" % self.count
         self.answers[number], self.heard = None, time.monotonic()
         self.longest = max(self.longest, job.timeout)
-        # shorter than PIPE_BUF: it goes at once or not at all
         line = "\t".join(map(str, (self.count,) + job)) + "\n"
-        try:
-            if not self.broken and not select.select([], [self.to_jobs], [], 5)[1]:
-                self.broken = "does not listen"
-            os.write(self.to_jobs, line.encode("ascii", "replace"))
-        except OSError:
-            pass  # answer() tells what became of it
+        self.unsent += line.encode("ascii", "replace")
+        if len(self.unsent) > select.PIPE_BUF // 4:  # each time wakes that process: not for one
+            self.send()
         return number
+
+    def send(self):
+        """Write the jobs that wait, which are shorter than PIPE_BUF: at once or not at all."""
+        if not self.broken and not select.select([], [self.to_jobs], [], 5)[1]:
+            self.broken = "does not listen"
+        quietly(os.write, self.to_jobs, self.unsent)  # answer() tells what became of it
+        self.unsent = b""
 
     def has(self, number, seconds):
         """Say whether the answer to a job is here or none can come, waiting up to `seconds`."""
         deadline = time.monotonic() + seconds
+        if self.unsent:
+            self.send()
         while not self.answers.get(number) and not self.broken:
             left = max(0, deadline - time.monotonic())
             readable = select.select([self.from_answers], [], [], left)[0]
@@ -1423,9 +1420,9 @@ class Network:
 
     def read(self):
         """Keep lines that answer what is owed; believe nothing more after any other."""
-        piece = os.read(self.from_answers, 1 << 16)  # a pipe holds no more
+        piece = os.read(self.from_answers, 65536)  # a pipe holds no more
         *lines, self.buffer = (self.buffer + piece).split(b"\n")
-        if lines or len(piece) > 1 << 15:  # a large answer begins; not one that comes in drops
+        if lines or len(piece) > 32768:  # a large answer begins; not one that comes in drops
             self.heard = time.monotonic()
         for line in lines:
             number = line.partition(b"\t")[0]
@@ -1462,14 +1459,17 @@ class Network:
         """End the process: it holds nothing that matters."""
         os.close(self.to_jobs)
         os.close(self.from_answers)
-        os.kill(self.pid, signal.SIGKILL)  # or its remains, until it is waited for
+        quietly(os.killpg, self.pid, SIGKILL)  # which it may not lead yet
+        os.kill(self.pid, SIGKILL)
         os.waitpid(self.pid, 0)
 
 
 def in_own_process(function, seconds, unprivileged=True):
     """Return the bytes that function() returns in a process of its own; Failure as it raised."""
     def serve(_, answers):
-        """Be that process: one answer, to nothing that was asked."""
+        """Be that process: one answer, to nothing that was asked; not for ever, if ours dies."""
+        import signal
+        signal.alarm(int(seconds) + 2)
         os.write(answers, _answer_line("1", _answer_of(lambda: Answer(data=function()))))
 
     process = Network(serve, unprivileged)
@@ -1482,32 +1482,24 @@ def in_own_process(function, seconds, unprivileged=True):
         process.close()
 
 
-def _leaf_first(offer):
-    """Return an offer in any order with its leaf first: the certificate that issued no other."""
-    try:
-        parsed = [parse_certificate(der) for der in (offer.leaf,) + offer.chain]
-    except ValueError:
-        return offer  # the judge says which word that is
-    issuers = {one.issuer for one in parsed if one.issuer != one.subject}
-    leaf = min(parsed, key=lambda one: (one.subject in issuers, one.issuer == one.subject))
-    return offer._replace(leaf=leaf.der, chain=tuple(one.der for one in parsed if one is not leaf))
+def _refuse_links(path):
+    """Raise OSError where a link on the way is another user's: it could lead to what is root's."""
+    folder = os.path.dirname(path)
+    if folder != path:
+        _refuse_links(folder)
+    if os.path.islink(path):
+        if os.lstat(path).st_uid not in (0, os.geteuid()):
+            raise OSError(errno.ELOOP, "a link of another user's", path)
+        _refuse_links(os.path.join(folder, os.readlink(path)))
 
 
 def _read_regular(path):
-    """Return the bytes of a regular file, at most one more than an offer may have; OSError at a
-    link of another user's, who could lead to what only root can read."""
+    """Return the bytes of a regular file, at most one more than an offer may have; or OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # here links in a circle end, too
         raise OSError(errno.EINVAL, "no regular file", path)
-    real, names = "/", os.path.abspath(path).split("/")
-    while names:
-        step = os.path.join(real, names.pop(0))
-        if os.path.islink(step):
-            if os.lstat(step).st_uid not in (0, os.geteuid()):
-                raise OSError(errno.ELOOP, "a link of another user's", step)
-            target = os.path.abspath(os.path.join(real, os.readlink(step)))
-            step, names = "/", target.split("/") + names
-        real = step
-    with open(os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+    _refuse_links(os.path.join(os.getcwd(), path))
+    descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as file:
         return file.read(MAX_OFFER + 1) or b""  # None: it has become a pipe
 
 
@@ -1524,9 +1516,8 @@ def _run_command(source, seconds, environment):
     import subprocess
     deadline = time.monotonic() + seconds
     process = subprocess.Popen(
-        source.target.encode("utf-8", "surrogateescape"), shell=True, env=environment,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True)
+        source.target, shell=True, env=environment, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         output, errors = converse(process, {}, deadline, MAX_OFFER)
         status = process.wait(max(0.01, deadline - time.monotonic()))
@@ -1535,9 +1526,8 @@ def _run_command(source, seconds, environment):
         raise Failure("timeout", "did not end in %g s" % seconds,
                       "run it by hand, or --timeout SECONDS")
     if status or not output.strip():
-        last = plain(errors.decode("utf-8", "replace").strip().split("\n")[-1], 120)
-        raise Failure("unreachable", "ended with status %d (%s)" % (status, last or (
-            "and said nothing")), "run it by hand")
+        raise Failure("unreachable", "ended with status %d (%s)" % (
+            status, last_line(errors) or "and said nothing"), "run it by hand")
     return Answer(data=output)
 
 
@@ -1564,12 +1554,11 @@ def _pem_in(document):
     """Return a JSON document as bytes in which PEM has its lines, however it was put in."""
     import json
     # newlines as they should be, Windows' or escaped once more; text around the blocks is allowed
-    return re.sub(r"(\\+[rn])+", "\n", json.dumps(document)).encode("ascii")
+    return re.sub(r"(\\+[rn])+", "\n", json.dumps(document)).encode()
 
 
 def _ask_store(environment, url, headers, body=None, redirects=1):
-    """Return the JSON document that a store answers with: by HTTPS, to a POST where it has a body;
-    or Failure."""
+    """Return the JSON document that a store answers with, to a POST with a body; or Failure."""
     import http.client
     import json
     import ssl
@@ -1584,43 +1573,42 @@ def _ask_store(environment, url, headers, body=None, redirects=1):
         raise Failure("unreachable", "HTTP forbids a character of a credential", "correct it")
     connection.request("POST" if body else "GET", url.partition(host)[2], body, headers)
     response = connection.getresponse()
-    data = response.read(4 * MAX_OFFER)
+    data, status = response.read(4 * MAX_OFFER), response.status
     target = urllib.parse.urljoin(url, response.getheader("Location", ""))
-    if response.status // 100 == 3 and redirects and target.startswith("https://"):
+    if status // 100 == 3 and redirects and target.startswith("https://"):
         if urllib.parse.urlsplit(target).hostname != urllib.parse.urlsplit(url).hostname:
             headers, body = {}, None  # what is secret is for the host that was named
         return _ask_store(environment, target, headers, body, 0)
-    if response.status != 200:
-        raise Failure("unreachable", "does not give it (status %d)" % response.status, _STATUS.get(
-            response.status, _STATUS.get(response.status // 100, "look there")))
-    return json.loads(data.decode("utf-8"))
+    if status != 200:
+        raise Failure("unreachable", "does not give it (status %d)" % status, _STATUS.get(
+            status, _STATUS.get(status // 100, "look there")))
+    return json.loads(data.decode())
 
 
 def _vault_secret(source, environment):
     """Return the PEM bytes of a KV secret: version 2, or 1 where the mount is."""
     import json
     url = "https://%s/v1/" % endpoint_text(source.host, source.port)
-    space, token = environment.get("VAULT_NAMESPACE"), environment.get("VAULT_TOKEN")
+    get, target = environment.get, source.target
+    space, token = get("VAULT_NAMESPACE"), get("VAULT_TOKEN")
     headers = {"X-Vault-Namespace": space} if space else {}
     if not token:
-        if not environment.get("VAULT_ROLE_ID"):
+        if not get("VAULT_ROLE_ID"):
             raise Failure("unreachable", "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and "
                           "VAULT_SECRET_ID_FILE", "set it in certferry/environment")
         login = json.dumps({"role_id": environment["VAULT_ROLE_ID"],
-                            "secret_id": environment.get("VAULT_SECRET_ID", "")})
+                            "secret_id": get("VAULT_SECRET_ID", "")})
         token = str(_dig(_ask_store(environment, url + "auth/approle/login", headers,
-                                    login.encode("ascii")), "auth", "client_token"))
+                                    login.encode()), "auth", "client_token"))
     headers["X-Vault-Token"] = token
-    try:
-        info = _ask_store(environment, url + "sys/internal/ui/mounts/" + source.target, headers)
-    except Failure:
-        info = None  # a policy may forbid it: then the secret's own answer tells
+    # a policy may forbid it: then the secret's own answer tells
+    info = quietly(_ask_store, environment, url + "sys/internal/ui/mounts/" + target, headers)
     mount = str(_dig(info, "data", "path"))
-    if not source.target.startswith(mount):
-        mount = source.target.partition("/")[0] + "/"
+    if not target.startswith(mount):
+        mount = target.partition("/")[0] + "/"
     second = info is None or _dig(info, "data", "options", "version") == "2"
     secret = _dig(_ask_store(environment, url + mount + ("data/" if second else "")
-                             + source.target[len(mount):], headers), *["data"] * (1 + second))
+                             + target[len(mount):], headers), *["data"] * (1 + second))
     return _pem_in([_dig(secret, name) for name in (
         "fullchain certificate cert chain ca_chain private_key privkey key").split()])
 
@@ -1628,22 +1616,21 @@ def _vault_secret(source, environment):
 def _azure_secret(source, environment):
     """Return the bytes of a Key Vault secret: PEM, or the DER of a PKCS#12 container."""
     import urllib.parse
-    cloud = source.host.partition(".")[2]
-    form = {"client_id": environment.get("AZURE_CLIENT_ID", "")}
-    if environment.get("AZURE_CLIENT_SECRET"):
-        login = environment.get("AZURE_AUTHORITY_HOST") or _LOGINS.get(
-            cloud, "login.microsoftonline.com")
+    get, cloud = environment.get, source.host.partition(".")[2]
+    form = {"client_id": get("AZURE_CLIENT_ID", "")}
+    if get("AZURE_CLIENT_SECRET"):
+        login = get("AZURE_AUTHORITY_HOST") or _LOGINS.get(cloud, "login.microsoftonline.com")
         form.update(grant_type="client_credentials", scope="https://%s/.default" % cloud,
                     client_secret=environment["AZURE_CLIENT_SECRET"])
         answer = _ask_store(environment, "https://%s/%s/oauth2/v2.0/token" % (
-            login.split("://")[-1].strip("/"), environment.get("AZURE_TENANT_ID", "")),
+            login.split("://")[-1].strip("/"), get("AZURE_TENANT_ID", "")),
             {"Content-Type": "application/x-www-form-urlencoded"},
-            urllib.parse.urlencode(form).encode("ascii"))
+            urllib.parse.urlencode(form).encode())
     else:  # the managed identity, of the client where one is named
         form = form if form["client_id"] else {}
         form.update({"api-version": "2018-02-01", "resource": "https://" + cloud})
         answer = _ask_store(environment, "%s/metadata/identity/oauth2/token?%s" % (
-            environment.get("AZURE_POD_IDENTITY_AUTHORITY_HOST") or "http://169.254.169.254",
+            get("AZURE_POD_IDENTITY_AUTHORITY_HOST") or "http://169.254.169.254",
             urllib.parse.urlencode(form)), {"Metadata": "true"})
     document = _ask_store(environment, "https://%s/secrets/%s?api-version=7.4" % (
         endpoint_text(source.host, source.port), source.target),
@@ -1670,13 +1657,8 @@ def _fetch_secret(source, seconds, environment):
 
 
 # The sources that are no handshake: (Source, seconds, environment) in, an Answer out.
-_FETCHERS = {"file": _read_medium, "exec": _run_command, "vault": _fetch_secret,
-             "azure": _fetch_secret}
-
-
-def fetch_offer(source, seconds, environment):
-    """Return the Offer of a source that is no handshake, leaf first, within a time; or Failure."""
-    return _leaf_first(offer_of(source, _FETCHERS[source.kind], source, seconds, environment))
+FETCHERS = {"file": _read_medium, "exec": _run_command, "vault": _fetch_secret,
+            "azure": _fetch_secret}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1686,7 +1668,7 @@ def fetch_offer(source, seconds, environment):
 
 def days_left(certificate, now):
     """Return the whole days until a certificate expires, negative afterwards."""
-    return int((certificate.not_after - now) // DAY)
+    return (certificate.not_after - now) // DAY
 
 
 def describe_key(public_key):
@@ -1694,88 +1676,86 @@ def describe_key(public_key):
     return "%s sha256:%s" % (key_kind(public_key), fingerprint(public_key)[:16])
 
 
-def _lacking(leaf, wanted):
-    """Return the names that a leaf has to cover and does not: every -d, or else NAME or *.NAME."""
-    if not wanted.domains and "*." + wanted.name in leaf.domains:
-        return []
-    return [name for name in wanted.domains or (wanted.name,) if not covers(leaf.domains, name)]
+def _lacking(case):
+    """Return the names that the leaf must cover and does not: every -d, or else NAME or *.NAME."""
+    return [] if not case.domains and "*." + case.name in case.leaf.domains else [
+        name for name in case.domains or (case.name,) if not covers(case.leaf.domains, name)]
 
 
-def _key_objections(evidence, wanted, now):
+def _key_objections(case, now):
     """Yield what is wrong with the key that a leaf is for, as _objections() does."""
-    leaf, public, carried = evidence.leaf, evidence.public_key, evidence.carried_key
-    again = "certferry renew %s --force takes it back" % wanted.name
+    leaf, public, carried = case.leaf, case.public_key, case.carried_key
     if carried not in (None, public):  # though the lineage's own key would fit
         yield ("key-mismatch", "has a private key (%s) that does not fit its certificate (%s)" % (
             describe_key(carried), describe_key(public)), "put the matching pair there")
-    if public in wanted.rolled_keys:
-        yield "rolled-back", "offers a certificate for the key that was rolled back from", again
-    if fingerprint(public) in wanted.retired:
+    if fingerprint(public) in case.retired:
         yield ("key-mismatch", "has a certificate for a key that was retired here (%s)"
-               % describe_key(public), again)
-    if carried or public in wanted.keys:
+               % describe_key(public), "certferry %s --force takes it back, with --key PEM where "
+               "it is no longer here" % case.name)
+    if carried or public in case.keys or public in case.rolled_keys:
         return
     # mostly not the upstream's new key, but another server: what it shows tells
-    if _lacking(leaf, wanted):
+    if _lacking(case):
         hint = "--sni HOST, a name under which the upstream serves this one"
-    elif wanted.current is None:
+    elif case.current is None:
         hint = ("a CDN or load balancer shows its own: name the origin with --from HOST[:PORT]; or "
                 "bring its key with --key")
     else:
         hint = ("on purpose: certferry %s --key NEW.pem; by accident: on the upstream, certbot "
                 "renew --cert-name %s --reuse-key; the certificate here lasts %d more days" % (
-                    wanted.name, wanted.name, days_left(wanted.current.leaf, now)))
+                    case.name, case.name, days_left(case.current.leaf, now)))
     yield "key-mismatch", "has a certificate for another key (%s, ours is %s), by %s for %s" % (
-        describe_key(public), describe_key(next(iter(wanted.keys))), describe_name(
+        describe_key(public), describe_key(next(iter(case.keys))), describe_name(
             leaf.issuer), " ".join(leaf.domains[:4])), hint
 
 
-def _objections(evidence, wanted, now):
+def _objections(case, now):
     """Yield (reason, what the source does, hint) of each rule broken, in the README's order."""
-    leaf, current = evidence.leaf, wanted.current and wanted.current.leaf
-    if evidence.public_key:  # the current leaf's key was judged when it was deployed
-        yield from _key_objections(evidence, wanted, now)
-    lacking = _lacking(leaf, wanted)
+    leaf, current = case.leaf, case.current and case.current.leaf
+    begins, ends = leaf.not_before, leaf.not_after
+    if case.public_key:  # the current leaf's key was judged when it was deployed
+        yield from _key_objections(case, now)
+    lacking = _lacking(case)
     if lacking:  # openssl would fall back to the common name: browsers do not
         yield "names", "shows a certificate for %s, not for %s" % (
             " ".join(leaf.domains[:6]) or "no usable subject alternative name (the common name "
             "does not count)", " ".join(lacking)), "--sni HOST, or -d DOMAIN if less is wanted"
-    if not leaf.not_before <= now <= leaf.not_after:
-        reason = "expired" if now > leaf.not_after else "not-yet-valid"
+    if not begins <= now <= ends:
+        reason = "expired" if now > ends else "not-yet-valid"
         yield reason, "has a certificate that is %s (from %s to %s, and it is %s)" % (
-            reason.replace("-", " "), iso_time(leaf.not_before), iso_time(leaf.not_after),
-            iso_time(now)), "renew it on the upstream, or check the clock here"
-    if evidence.trust:
-        wrong, _, hint = evidence.trust.partition(": ")
+            reason.replace("-", " "), iso_time(begins), iso_time(ends), iso_time(now)), (
+                "renew it on the upstream, or check the clock here")
+    if case.trust:
+        wrong, _, hint = case.trust.partition(": ")
         yield ("untrusted", "has a certificate that is not trusted: " + wrong,
                hint or "see to it on the upstream")
     if current and leaf.der != current.der and (
             # by notBefore, never by notAfter: shorter lifetimes are progress
-            leaf.not_before < current.not_before or leaf.not_before == current.not_before
-            and fingerprint(leaf.der) in wanted.replaced):
+            begins < current.not_before or begins == current.not_before
+            and fingerprint(leaf.der) in case.replaced):
         yield "older", "offers the certificate of %s, older than the one here (%s)" % (
-            iso_time(leaf.not_before), iso_time(current.not_before)), (
-                "is %s a stale member of a pool? --force takes it" % (
-                    evidence.offer.address or "it"))
-    lost = [] if wanted.domains or not current else [
+            iso_time(begins), iso_time(current.not_before)), (
+                "is %s a stale member of a pool? --force takes it" % (case.offer.address or "it"))
+    lost = [] if case.domains or not current else [
         name for name in current.domains if not covers(leaf.domains, name)]
     if lost:
         yield ("names-lost", "no longer covers %s" % " ".join(lost),
                "if that is meant: --force, or -d for each name needed")
     # fingerprint() loads libcrypto: not for the current leaf, twice a day
-    if wanted.rolled_back and fingerprint(leaf.der) in wanted.rolled_back:
-        yield "rolled-back", "still offers the certificate of %s, which was rolled back from" % (
-            iso_time(leaf.not_before)), (
+    if case.public_key in case.rolled_keys or case.rolled_back and (
+            fingerprint(leaf.der) in case.rolled_back):
+        yield "rolled-back", "offers the certificate of %s, which, or its key, was rolled back " \
+            "from" % iso_time(begins), (
                 "it stays out until there is a newer one, or certferry renew %s --force"
-                % wanted.name)
+                % case.name)
 
 
-def judge(evidence, wanted, now, force=False):
+def judge(case, now, force=False):
     """Return the Verdict on an offer: the whole policy, the first rule that it breaks counts."""
     # a generator, so that no later rule is even asked
-    for reason, words, hint in _objections(evidence, wanted, now):
+    for reason, words, hint in _objections(case, now):
         if not force or reason not in ("older", "names-lost", "rolled-back"):
-            return Verdict(reason, "%s %s" % (evidence.offer.source.text, words), hint)
+            return Verdict(reason, case.offer.source.text + " " + words, hint)
     return Verdict("", "", "")
 
 
@@ -1787,10 +1767,8 @@ def gravity(failure):
 
 
 def due_time(leaf):
-    """Return when a renewal is due: a third of the lifetime is left, or half of ten days or less.
-
-    certbot's rule since 4.0.
-    """
+    """Return when a renewal is due: a third of the lifetime is left, or half of ten days or less:
+    certbot's rule since 4.0."""
     return leaf.not_after - leaf.lifetime / (2 if leaf.lifetime <= 10 * DAY else 3)
 
 
@@ -1800,13 +1778,16 @@ def threshold(share, leaf):
     return number * DAY if share.endswith("d") else leaf.lifetime * number / 100
 
 
+def past(seconds, now):
+    """Return a stored time, or None: a clock that once was ahead must not vouch for years."""
+    return seconds if not seconds or seconds <= now else None
+
+
 def last_good(lineage, now):
-    """Return when a source was last heard to good effect, or None; a time after now is none."""
+    """Return when a source was last heard to good effect, or None."""
     state = lineage.state
     sound = state.result in SOUND or (state.result, state.reason) == ("deferred", "rolled-back")
-    good = lineage.checked if sound else state.good
-    # a clock that once was ahead must not vouch for years
-    return good if good is not None and good <= now else None
+    return past(lineage.checked if sound else state.good, now)
 
 
 def health_of(lineage, now, misfit="", failure=None):
@@ -1842,11 +1823,11 @@ def health_of(lineage, now, misfit="", failure=None):
 
 def refuse_foreign(path, info, private=True):
     """Raise Failure where a file or folder is another user's, or others can write it."""
-    if info.st_uid and info.st_uid != os.geteuid():
-        raise Failure(None, "%s belongs to uid %d" % (path, info.st_uid), "chown it to root")
+    owner = info.st_uid
+    if owner not in (0, os.geteuid()):
+        raise Failure(None, "%s belongs to uid %d" % (path, owner), "chown it to root")
     if private and info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
-        raise Failure(None, "%s, of uid %d, can be written by others" % (path, info.st_uid),
-                      "chmod go-w")
+        raise Failure(None, "%s, of uid %d, can be written by others" % (path, owner), "chmod go-w")
 
 
 @functools.lru_cache(maxsize=None)  # a thousand lineages share three of their four folders
@@ -1886,7 +1867,7 @@ def read_file(path, limit, private=False):
 
 def read_text(path):
     """Return the text of a record that nobody else can write."""
-    return read_file(path, MAX_RECORD, private=True).decode("utf-8", "surrogateescape")
+    return os.fsdecode(read_file(path, MAX_RECORD, private=True))  # as arguments are
 
 
 def real_path(place, path):
@@ -1908,14 +1889,6 @@ def _sync(folder):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def quietly(step, *arguments):
-    """Do a step without which nothing is lost; return what it returns, None where it fails."""
-    try:
-        return step(*arguments)
-    except (OSError, ValueError, Failure, AttributeError):
-        return None  # AttributeError: FreeBSD's Python knows no extended attributes
 
 
 def _dress(new, like):
@@ -1955,7 +1928,7 @@ def remove(path):
         hidden = _hidden(path)
         os.rename(path, hidden)  # half removed it is no version, but litter
         for name in os.listdir(hidden):
-            os.unlink("%s/%s" % (hidden, name))
+            remove(hidden + "/" + name)
         os.rmdir(hidden)
     elif os.path.lexists(path):
         os.unlink(path)
@@ -1995,14 +1968,14 @@ def make_folder(path, mode=None):
 
 def find_litter(*folders):
     """Return the paths of what an interrupted run left in folders."""
-    return ["%s/%s" % (folder, name) for folder in folders for name in list_folder(folder)
+    return [folder + "/" + name for folder in folders for name in list_folder(folder)
             if name.endswith(LITTER)]
 
 
 def save_state(place, state):
     """Write NAME.state in one rename."""
     make_folder(place.records, 0o700)  # a hook may hold a password
-    write_file(place.state, format_state(state).encode("utf-8", "surrogateescape"))
+    write_file(place.state, os.fsencode(format_state(state)))
 
 
 def touch_state(place, now):
@@ -2015,7 +1988,7 @@ def save_conf(place, given):
     make_folder(place.records, 0o700)
     text = read_text(place.conf) if os.path.lexists(place.conf) else ""
     edited = edit_conf(text, parse_conf(text, place.conf)[0], given)
-    write_file(place.conf, edited.encode("utf-8", "surrogateescape"))
+    write_file(place.conf, os.fsencode(edited))
 
 
 def _number(place, path):
@@ -2038,17 +2011,16 @@ def next_number(place):
 def pointed_number(place):
     """Return the number of the version that .current points to, 0 without one; Failure where it
     points to another lineage's, or to none."""
-    target = quietly(os.readlink, place.pointer) or ""
-    if not target and not os.path.lexists(place.pointer):
+    pointer = place.pointer
+    target = quietly(os.readlink, pointer) or ""
+    if not target and not os.path.lexists(pointer):
         return 0
     number = _number(place, target)
-    try:  # live or archive may be a link to elsewhere
-        if number and os.path.samefile(place.pointer, place.version(number)):
-            return number
-    except FileNotFoundError:
-        return number  # the version is gone
+    # live or archive may be a link to elsewhere; None: the version is gone
+    if number and quietly(os.path.samefile, pointer, place.version(number)) is not False:
+        return number
     raise Failure(None, "%s points to %s, which is no version of it" % (
-        place.pointer, plain(target) or "nothing"), "point it to one, or move it away")
+        pointer, plain(target) or "nothing"), "point it to one, or move it away")
 
 
 @functools.lru_cache(maxsize=256)  # one wildcard certificate may be in many lineages
@@ -2062,11 +2034,12 @@ def load_version(place, number):
     """Return a Version from the archive, or with number 0 the loose files in live/NAME; None where
     its certificates are missing or damaged."""
     folder = place.version(number) if number else place.live
-    full, *loose = [real_path(place, folder + name) for name in (
-        "/fullchain.pem /cert.pem /chain.pem".split()[:1 if number else 3])]
-    paths = loose[:1 + os.path.lexists(loose[1])] if loose and not os.path.lexists(full) else [full]
+    paths = [folder + "/fullchain.pem"]
+    if not number and not os.path.lexists(paths[0]):
+        cert, chain, *_ = place.members
+        paths = [cert] + [chain] * os.path.lexists(chain)
     try:
-        data = b"".join([read_file(path, MAX_OFFER) for path in paths])
+        data = b"".join([read_file(real_path(place, path), MAX_OFFER) for path in paths])
         return Version(number or None, folder, *_parse_chain(data))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
@@ -2090,9 +2063,23 @@ def key_record(path, leaf):
                                binascii.crc32(leaf.public_key))
 
 
+def public_key_of(path):
+    """Return the public key (DER) of a private key file; Failure with why not, in words."""
+    try:
+        return public_half(read_file(path, MAX_KEY), True)
+    except (OSError, ValueError) as error:
+        raise Failure("no-key", "%s cannot be used: %s" % (
+            path, why(error)), "put the right one there")
+
+
+def fits(public_key, leaf):
+    """Say whether a public key, as openssl printed it, is a leaf's."""
+    return public_key == leaf.public_key or public_key == leaf_public_key(leaf.der)
+
+
 def staged_keys(place):
     """Return the paths of the staged keys, sorted."""
-    return ["%s/%s" % (place.live, name) for name in list_folder(place.live)
+    return [place.live + "/" + name for name in list_folder(place.live)
             if name.startswith("privkey-") and name.endswith(".pem")]
 
 
@@ -2113,66 +2100,83 @@ def unlinked(place, current):
 
 def astray(place, current):
     """Return the live paths where servers read something else than the current version has."""
-    return [path for path in unlinked(place, current) if not os.path.lexists(path) or quietly(
+    return [path for path in unlinked(place, current) if quietly(
         lambda path: read_file(real_path(place, path), MAX_OFFER), path) != quietly(
             read_file, path.replace(place.live, current.folder), MAX_OFFER)]
 
 
-def mend_links(place, current, replace=False):
-    """Make the live names links through .current; return the paths made again.
+def mend_links(place, current, replace=False, write=True):
+    """Make live names links through .current where nothing is; return the paths.
 
-    A private key of other content, put there by hand, is staged first. Somebody's own certificate
-    stays until the next deploy, which comes with `replace`.
+    A private key put there by hand that does not fit what lies beside it is staged first. All else
+    stays until the next deploy or `certferry NAME`, which come with `replace`.
     """
-    mended = []
+    mended, differing = [], astray(place, current)
     for path in reversed(unlinked(place, current)):  # the key first: it may be refused
-        words, name, real = path, os.path.basename(path), real_path(place, path)
-        data = os.path.lexists(real) and read_file(real, MAX_OFFER)
-        if data and data != read_file("%s/%s" % (current.folder, name), MAX_OFFER):
-            if name == "privkey.pem":  # no private key is ever thrown away
-                public = quietly(public_half, data, True)
-                if public is None:
-                    raise Failure("no-key", "%s is no private key that openssl can read without a "
-                                  "passphrase" % path, "put the right one there, or remove it")
-                words += " (what was there is staged as %s)" % stage_key(place, data, public)
-            elif not replace:
+        words, real = path, real_path(place, path)
+        if path in differing and path.endswith("privkey.pem") and os.path.exists(real):
+            public = public_key_of(real)
+            beside = not replace and load_version(place, 0) or current
+            if not replace and fits(public, beside.leaf):
                 continue
-        _set_link(".current/" + name, path)
+            if not fits(public, current.leaf):  # no private key is ever thrown away
+                words += " (what was there is staged as %s)" % (
+                    write and stage_key(place, read_file(real, MAX_KEY), public))
+        elif os.path.exists(real) and not replace:
+            continue
+        if write:
+            _set_link(".current/" + os.path.basename(path), path)
         mended.append(words)
-    if mended:
+    if mended and write:
         _sync(place.live)
     return mended
 
 
-def mend_certificates(current):
-    """Make cert.pem and chain.pem of the current version again where they lack what its
-    fullchain.pem has; return the paths."""
+def mend_certificates(version, write):
+    """Make cert.pem, chain.pem again where they lack what fullchain.pem has; return the paths."""
     mended = []
-    for name, ders in (("cert.pem", (current.leaf.der,)), ("chain.pem", current.chain)):
-        path, pem = "%s/%s" % (current.folder, name), to_pem(ders)
+    for name, ders in (("cert.pem", (version.leaf.der,)), ("chain.pem", version.chain)):
+        path = version.folder + "/" + name
         info = quietly(os.lstat, path)
-        if info and info.st_size == len(pem):
-            continue  # it costs nothing, and a link, or what overwrites a file, is hardly as long
+        # the size of their PEM; it costs nothing, and what is cut off is not as long
+        if info and info.st_size == sum(
+                54 + (len(der) + 2) // 3 * 4 + (len(der) + 47) // 48 for der in ders):
+            continue
         found = quietly(read_pem, quietly(read_file, path, MAX_OFFER) or b"")
         # adopted files may have other lines, and the root
         if not info or not found or not set(ders).issubset(found[0]):
-            write_file(path, pem, 0o644)
             mended.append(path)
+            if write:
+                write_file(path, to_pem(ders), 0o644)
     return mended
 
 
-def restore_key(lineage):
-    """Put back the key of the current version: another version's, or a staged one, that fits it;
-    say whether one did."""
-    current, target = lineage.current, lineage.current.folder + "/privkey.pem"
-    paths = [version.folder + "/privkey.pem" for version in load_versions(lineage.place)]
-    for path in paths + staged_keys(lineage.place):
-        pem = quietly(read_file, path, MAX_KEY)
-        if pem and quietly(public_half, pem, True) == current.leaf.public_key:
-            # a version's key has its own mode; a staged one gets that of the file it replaces
-            write_file(target, pem, like=path if path in paths else target)
-            return True
-    return False
+def mend_key(place, version, write):
+    """See that the private key of a version fits; return (path of one that does or None, what was
+    done): another version's, a staged one or one put there by hand is put back, and what was
+    written over it is staged."""
+    target, done = version.folder + "/privkey.pem", ""
+    found = quietly(read_file, target, MAX_KEY) or b""
+    public = public_key_of(target) if b"ENCRYPTED" in found else quietly(public_half, found, True)
+    if public and fits(public, version.leaf):
+        return target, ""
+    paths = [each.folder + "/privkey.pem" for each in load_versions(place)
+             if each.number != version.number] + [place.members[3]] + staged_keys(place)
+    fitting = next((path for path in paths
+                    if quietly(public_key_of, path) == version.leaf.public_key), None)
+    if public and found not in [quietly(read_file, path, MAX_KEY) for path in paths]:
+        done = "a key that does not fit was written over %s: it is staged as %s" % (
+            target, write and stage_key(place, found, public))
+    if fitting:
+        done += ", " * bool(done) + "the key of %s is back" % version.folder
+    if not fitting or not write:
+        return fitting, done
+    # the mode that it has here, unless that is wider
+    write_file(target, read_file(fitting, MAX_KEY), like=min(
+        [target] * os.path.isfile(target) + [fitting], key=lambda path: os.stat(path).st_mode & 7))
+    if fitting in staged_keys(place):
+        remove(fitting)
+    return target, done
 
 
 def _stage_version(lineage, folder, members, key):
@@ -2186,7 +2190,7 @@ def _stage_version(lineage, folder, members, key):
     like = find_key(place, before) or (None if isinstance(key, Secret) else key)
     os.mkdir(folder, 0o700)
     for name, data in members.items():
-        _create("%s/%s" % (folder, name), data, 0o644)
+        _create(folder + "/" + name, data, 0o644)
     # a key moved in from a home folder must not keep its SELinux label
     key_label, label = (quietly(lambda path: os.getxattr(path, "security.selinux"), path)
                         for path in (like or folder, place.archive))
@@ -2221,7 +2225,7 @@ def _rehearse(folder):
                     pass  # it is the other end's turn
             return ends[0].getpeercert(binary_form=True)  # ValueError where they are not through
         except (ssl.SSLError, ValueError) as error:
-            raise Failure(None, plain(getattr(error, "reason", None) or error, 80))
+            raise Failure(None, plain(getattr(error, "reason", None) or error))
 
     try:
         in_own_process(shake_hands, OPENSSL_SECONDS, unprivileged=False)
@@ -2243,14 +2247,17 @@ def remove_unfinished(place, number, litter):
     return found
 
 
-def point_to(place, version):
+def point_to(place, version, like=None):
     """Make a version the current one: the one instant of change; then whatever is no link yet.
+    Its key gets the mode of the one that it replaces, `like`, if it has not.
 
     1. names that are missing become links to .current/NAME.pem, dangling if need be
     2. .current is replaced in one rename
     3. plain files and other links are replaced by links
     4. the links' own times are touched: inotify on a path through a link sees nothing otherwise
     """
+    if like:
+        quietly(_dress, version.folder + "/privkey.pem", like)
     for name, path in zip(MEMBERS, place.members):  # 1
         if not os.path.lexists(path):
             _set_link(".current/" + name, path)
@@ -2301,16 +2308,19 @@ def adopt(lineage):
     return install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state, found)
 
 
-def prune(place, current):
-    """Remove versions: kept are the current one, the five newest, at most two keys among them.
+def prune(place, current, before):
+    """Remove versions: kept are the current one, the one `before` it, which a rollback goes to, and
+    the five newest, at most two keys among them.
 
-    Of keys that are not the current one only the newest version stays.
+    Of keys that are not the current one only one version stays.
     """
     newest = load_versions(place)[:KEPT_VERSIONS]
-    others = [version for version in newest if version.leaf.public_key != current.leaf.public_key]
+    others = [version for version in [before] * bool(before) + newest
+              if version.leaf.public_key != current.leaf.public_key]
     kept = [version.number for version in newest if version not in others[1:]]
+    kept += [version.number for version in (current, before) if version]
     for number in version_numbers(place):
-        if number not in kept + [current.number]:
+        if number not in kept:
             remove(place.version(number))
     _sync(place.archive)
 
@@ -2326,20 +2336,18 @@ def rollback_target(lineage):
 
 def lock(config):
     """Hold the config dir for this run; Failure where another process holds it for a minute.
-
-    The lock is on the folder itself and ends with the process: nothing is left behind.
-    """
+    The lock is on the folder itself and ends with the process: nothing is left behind."""
     import fcntl
-    descriptor, holders = os.open(config, os.O_RDONLY | os.O_DIRECTORY), []
+    descriptor = os.open(config, os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(LOCK_SECONDS * 10):
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.1)
-    if os.path.exists("/proc/locks"):
-        with open("/proc/locks") as file:  # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
-            holders = re.findall(r"FLOCK +\w+ +\w+ (\d+) \S+:%d " % os.fstat(descriptor).st_ino,
-                                 file.read())
+    # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
+    with open("/proc/locks" if os.path.exists("/proc/locks") else os.devnull) as file:
+        holders = re.findall(r"FLOCK +\w+ +\w+ (\d+) \S+:%d " % os.fstat(descriptor).st_ino,
+                             file.read())
     raise Failure(None, "process %s holds %s for over %d s" % (
         " ".join(holders) or "?", config, LOCK_SECONDS), "wait for it, or look at what it does")
 
@@ -2351,15 +2359,14 @@ def lock(config):
 
 def hook_files(config, kind):
     """Return the hooks in renewal-hooks/KIND as certbot would run them: executable, sorted."""
-    folder = "%s/renewal-hooks/%s" % (config, kind)
+    folder = config + "/renewal-hooks/" + kind
     paths = [folder + "/" + name for name in list_folder(folder) if not name.endswith("~")]
     return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
 
 
 def deploy_hooks(config, options):
     """Return what a deploy runs: the directory's files, then the lineage's own, each once."""
-    return list(collections.OrderedDict.fromkeys(
-        hook_files(config, "deploy") + list(options.deploy_hooks)))
+    return list(dict.fromkeys(hook_files(config, "deploy") + list(options.deploy_hooks)))
 
 
 def run_hook(hook, config, environment, variables, pass_on):
@@ -2372,7 +2379,7 @@ def run_hook(hook, config, environment, variables, pass_on):
     started, last, ended, piece = time.monotonic(), b"", False, b""
     environment = {key: value for key, value in environment.items() if key not in CREDENTIALS}
     environment.update(variables, PATH=":".join(filter(None, (environment.get("PATH"), SAFE_PATH))))
-    command = [hook.encode("utf-8", "surrogateescape")]
+    command = [hook]
     try:
         if hook.startswith(config + "/renewal-hooks/"):
             check_folder(os.path.dirname(hook))
@@ -2396,7 +2403,7 @@ def run_hook(hook, config, environment, variables, pass_on):
                 return "did not end in %d s" % HOOK_SECONDS, time.monotonic() - started
             if ready and not piece and not ended:
                 time.sleep(0.01)  # it closed its output and goes on
-    words = plain(last.decode("utf-8", "replace").strip().split("\n")[-1], 120)
+    words = last_line(last)
     status = process.returncode
     return status and "status %d%s" % (status, words and ", " + words) or "", (
         time.monotonic() - started)
@@ -2439,7 +2446,7 @@ class Reporter:
     def __init__(self, quiet=False, verbose=False, as_json=False, dry_run=False, now=0):
         """Look whether it is the journal that reads: then lines carry priorities."""
         self.quiet, self.verbose, self.as_json, self.dry_run = quiet, verbose, as_json, dry_run
-        self.now, self.failed, self.eraser = now, False, b""
+        self.now, self.failed = now, False
         journal = os.environ.get("JOURNAL_STREAM")  # systemd's, inherited by all below a service
         info = os.fstat(2) if journal else None
         self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
@@ -2447,18 +2454,17 @@ class Reporter:
 
     def _write(self, stream, data):
         """Write bytes; a reader that has gone away is no reason to stop ferrying."""
-        eraser, self.eraser = self.eraser, b""  # takes the line of progress away
-        for target, piece in ((sys.stderr, eraser), (stream, data)):
-            try:
-                target.buffer.write(piece)
-                target.buffer.flush()
-            except (OSError, ValueError, AttributeError):  # AttributeError: it was closed at start
-                pass
+        try:
+            stream.buffer.write(data)
+            stream.buffer.flush()
+        except (OSError, ValueError, AttributeError):  # AttributeError: it was closed at start
+            pass
 
-    def line(self, text, stream=None):
-        """Write a line of results, on standard output unless told otherwise."""
+    def line(self, *texts, stream=None):
+        """Write lines of results, on standard output unless told otherwise."""
         if not (self.quiet or self.as_json):
-            self._write(stream or sys.stdout, text.encode("ascii", "backslashreplace") + b"\n")
+            self._write(stream or sys.stdout, "".join(
+                plain(text, MAX_RECORD) + "\n" for text in texts).encode())
 
     def problem(self, name, message, hint="", kind="problem"):
         """Write the line of a problem, warning or detail: what is wrong, what to do about it."""
@@ -2469,9 +2475,9 @@ class Reporter:
     def step(self, position, count, name):
         """Show how far a long run is, on a terminal only."""
         if count > 9 and not (self.quiet or self.as_json) and os.isatty(2):
-            self._write(sys.stderr, b"[%*d/%d] %s ..." % (
-                len(str(count)), position, count, name.encode()))
-            self.eraser = b"\r\x1b[K"
+            # what comes next is written over it; without a name it goes
+            self._write(sys.stderr, b"\x1b[K" + b"[%*d/%d] %s ...\r" % (
+                len(str(count)), position, count, name.encode()) * bool(name))
 
     def pass_on(self, data):
         """Pass a hook's output on; what a quiet run needs of it stands in its problem's line."""
@@ -2486,9 +2492,8 @@ class Reporter:
                 plain(" ".join(leaf.domains), 200), iso_time(leaf.not_after)[:10],
                 days_left(leaf, self.now)),
                 outcome.reason, outcome.source and "from " + outcome.source)
-            self.line("%s: %s: %s%s" % (
-                outcome.name, outcome.result, ", ".join(filter(None, parts)),
-                " (dry run: nothing was written)" if self.dry_run else ""))
+            self.line("%s: %s: %s" % (outcome.name, outcome.result, ", ".join(filter(None, parts)))
+                      + " (dry run: nothing was written)" * self.dry_run)
             for line in outcome.lines:
                 self.line("  " + line)
         if outcome.message:
@@ -2505,18 +2510,18 @@ class Reporter:
         self._write(sys.stdout, json.dumps(document, indent=2).encode() + b"\n")
 
 
-def _gauges(lineage, outcome):
+def _gauges(lineage, outcome, now):
     """Return [(name, what it is, value or None)] of one lineage's metrics."""
-    leaf = outcome.version and outcome.version.leaf
-    state, good = lineage.state, last_good(lineage, float("inf"))
+    leaf, state = outcome.version and outcome.version.leaf, lineage.state
     return (
         ("certificate_not_after_timestamp_seconds", "When the certificate in service expires.",
          leaf and leaf.not_after),
         ("certificate_not_before_timestamp_seconds", "When the certificate in service began.",
          leaf and leaf.not_before),
-        ("last_check_timestamp_seconds", "When certferry last looked.", lineage.checked),
+        ("last_check_timestamp_seconds", "When certferry last looked.",
+         past(lineage.checked, now)),
         ("last_success_timestamp_seconds",
-         "When a source last confirmed or renewed the certificate.", good),
+         "When a source last confirmed or renewed the certificate.", last_good(lineage, now)),
         ("health", "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
          "ok due warning critical unknown".split().index(outcome.health)),
         ("pending", "1 while a hook or a service that must show the new leaf is waited for.",
@@ -2525,27 +2530,28 @@ def _gauges(lineage, outcome):
          state.upstream_not_after))
 
 
-def format_metrics(pairs, seconds):
+def format_metrics(pairs, now, seconds):
     """Return Prometheus text format for [(Lineage, Outcome)] and a run's duration."""
-    families = collections.OrderedDict()  # the format wants a metric's samples side by side
+    families = {}  # the format wants a metric's samples side by side
     for lineage, outcome in pairs:
-        for name, what, value in _gauges(lineage, outcome):
+        for name, what, value in _gauges(lineage, outcome, now):
             if value is not None:
                 families.setdefault((name, what), []).append(
                     '{name="%s"} %d' % (outcome.name, value))
     families["run_duration_seconds", "How long this run took."] = [" %.3f" % seconds]
     return "".join("# HELP certferry_%s %s\n# TYPE certferry_%s gauge\n%s" % (
         name, what, name, "".join("certferry_%s%s\n" % (name, sample) for sample in samples))
-                   for (name, what), samples in families.items()).encode("ascii")
+                   for (name, what), samples in families.items()).encode()
 
 
 def _trouble(lineage, outcome):
     """Return what the last runs found wrong with the source of a lineage, else ""."""
     state = lineage.state
     if state.reason or state.result == "failed" and outcome.health != "unknown":
-        who = state.source
+        who = next((text for text in (plain(each.text) for each in lineage.options.sources)
+                    if state.detail.startswith((text + " ", text + ":"))), state.source)
         if state.result == "pending":  # the hook or service
-            who = plain(", ".join(state.owed) or state.detail.partition(" ")[0], 120)
+            who = plain(", ".join(state.owed) or state.detail.partition(" ")[0])
         return "%s %s for %d run%s: %s since %s" % (
             who or "its source", state.result, state.runs, "s"[state.runs == 1:],
             state.reason or state.detail, (iso_time(state.since) or "?")[:10])
@@ -2562,19 +2568,20 @@ def _row(lineage, outcome, now):
         days_left(leaf, now), leaf.lifetime // DAY,
         max(0, 100 * (leaf.not_after - now) // leaf.lifetime)) if leaf else "-",
             " ".join(source.text for source in lineage.options.sources) or outcome.name + ":443",
-            (iso_time(lineage.checked) or "never")[:16],
+            (iso_time(past(lineage.checked, now)) or "never")[:16],
             (iso_time(last_good(lineage, now)) or "never")[:16],
             plain(", ".join(filter(None, pending + tuple(outcome.lines)))))
 
 
-def status_lines(pairs, now, columns):
-    """Return (exit status, lines) of `status`: a line for monitoring, a table for a person."""
+def status_lines(pairs, now, columns, wrong):
+    """Return (exit status, lines) of `status`: a line for monitoring, a table for a person;
+    `wrong` says why there is no pair."""
     if not pairs:
-        return 3, ["CERTFERRY UNKNOWN - there is no lineage: certferry NAME sets one up"]
+        return 3, ["CERTFERRY UNKNOWN - %s" % wrong]
     bad = [pair for health in _PLUGIN_STATUS for pair in pairs if pair[1].health == health]
     status = _PLUGIN_STATUS[bad[0][1].health] if bad else 0
     said = "; ".join(": ".join(filter(None, (
-        "%s %s" % (outcome.name, outcome.why), _trouble(lineage, outcome))))
+        outcome.name + " " + outcome.why, _trouble(lineage, outcome))))
                      for lineage, outcome in bad[:3]) or "lineages: %d" % len(pairs)
     if len(bad) > 3:
         said += "; and %d more" % (len(bad) - 3)
@@ -2620,75 +2627,66 @@ def is_ours(place):
     if os.path.lexists(place.conf) or os.path.lexists(place.pointer):
         return True
     names = quietly(list_folder, place.live) or ()
+    # dangling links are ours, from a first crossing that was interrupted
     return "privkey.pem" in names and not any(
-        re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) for name in names)
+        re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name)
+        and os.path.exists(place.live + "/" + name) for name in names)
 
 
 def load_lineage(place):
     """Return (Lineage, None or the first Failure): what can be read is there, whatever is wrong."""
     failures, notices = [], []
 
-    def attempt(load, otherwise=None, flaws=failures):
-        """Return what load() returns, or otherwise; what is not there is no failure."""
+    def attempt(load, *arguments, flaws=failures):
+        """Return what load() returns, else None; what is not there is no failure."""
         try:
-            return load()
+            return load(*arguments)
         except FileNotFoundError:
             pass
         except Failure as failure:
             flaws.append(failure)
         except OSError as error:
-            failures.append(storage_failure(error))
-        return otherwise
+            failures.append(failure_of(error))
 
     # a damaged state is a notice and counts as none
-    state = attempt(lambda: parse_state(read_text(place.state), place.state), NO_STATE, notices)
+    state = attempt(lambda: parse_state(read_text(place.state), place.state),
+                    flaws=notices) or NO_STATE
     # None also where it could not be read: then it is not written anew
     checked = None if failures else attempt(lambda: int(os.stat(place.state).st_mtime))
     for folder in (place.config + "/live", place.live, place.records, place.archive):
-        attempt(functools.partial(check_folder, folder))
+        attempt(check_folder, folder)
     # what other users could have put there is not even read
     current = None if failures else attempt(lambda: load_version(place, pointed_number(place)))
-    key = None if failures else attempt(lambda: find_key(place, current))
-    given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf),
-                             (None, NO_OPTIONS))
+    key = None if failures else attempt(find_key, place, current)
+    given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf)) or (
+        None, NO_OPTIONS)
     return Lineage(place, given, options, state, checked, current, key, tuple(notices)), (
         failures[0] if failures else None)
 
 
-def discover(config):
-    """Return ([Place] that `renew` takes, [(name, notice)]) of what is in the config dir."""
-    places, notices, live = [], [], os.path.realpath(config + "/live")
+def discover(config, report=None):
+    """Return [Place] that `renew` takes in the config dir; what is skipped gets a line."""
+    places, live = [], os.path.realpath(config + "/live")
     confs = {name[:-5] for name in list_folder(config + "/certferry") if name.endswith(".conf")}
     for name in sorted(confs.union(list_folder(config + "/live"))):
         place, wrong = Place(config, name), ""
-        here = os.path.isdir(place.live)
-        if os.path.islink(place.live) and os.path.dirname(os.path.realpath(place.live)) == live:
-            continue  # an administrator's other name for a lineage
+        info = quietly(os.lstat, place.live)
+        if info and stat.S_ISLNK(info.st_mode):
+            if os.path.dirname(os.path.realpath(place.live)) == live:
+                continue  # an administrator's other name for a lineage
+            info = quietly(os.stat, place.live)
+        here = info and stat.S_ISDIR(info.st_mode)
         if not is_lineage_name(name):
             wrong = "it is no host name"
-        elif here and os.stat(place.live).st_uid not in (0, os.geteuid()):
+        elif here and info.st_uid not in (0, os.geteuid()):
             wrong = "it belongs to another user"
-        elif is_ours(place):
+        elif name in confs or is_ours(place):
             places.append(place)
         elif os.path.lexists(place.live + "/privkey.pem") and not is_certbots(place):
             wrong = "it holds certificates of another tool: certferry %s adopts them" % name
-        if wrong and (here or name in confs):  # not certbot's README
-            notices.append((plain(name, 80), "skipped: " + wrong))
-    return places, notices
-
-
-def public_key_of(path):
-    """Return the public key (DER) of a private key file; Failure with why not, in words."""
-    try:
-        return public_half(read_file(path, MAX_KEY), True)
-    except (OSError, ValueError) as error:
-        raise Failure("no-key", "%s cannot be used: %s" % (
-            path, getattr(error, "strerror", None) or error), "put the right one there")
-
-
-def fits(public_key, leaf):
-    """Say whether a public key, as openssl printed it, is a leaf's."""
-    return public_key == leaf.public_key or public_key == leaf_public_key(leaf.der)
+        if report and wrong and (here or name in confs):  # not certbot's README
+            report.problem(name, "skipped: " + wrong, kind="warning")
+    return places
 
 
 def no_lineage(place):
@@ -2736,7 +2734,7 @@ def inspect(place, now):
 
 def _no_key(lineage):
     """Return the Failure of a lineage without a private key."""
-    (config, name), sources = lineage.place, lineage.options.sources[:1]
+    (config, name, *_), sources = lineage.place, lineage.options.sources[:1]
     here = "" if config == CONFIG_DIR else " --config-dir " + config
     return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
         "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s%s" % (
@@ -2758,7 +2756,7 @@ def read_roots(path):
         return roots
     except (OSError, ValueError) as error:
         raise Failure("untrusted", "the --ca-file %s cannot be used (%s)" % (
-            path, getattr(error, "strerror", None) or error), "give a PEM file of roots")
+            path, why(error)), "give a PEM file of roots")
 
 
 def run_hooks(run, hooks, variables):
@@ -2802,6 +2800,8 @@ class Crossing:
     def __init__(self, run, place):
         """Read what is there."""
         self.run, self.place, self.failure = run, place, run.failure
+        self.name, self.command, self.now, self.dry_run, self.changes = (
+            place.name, run.command, run.now, run.dry_run, run.changes)
         self.waiting = self.offer = self.number = self.keys = None
         self.ours = self.fresh = self.changed = self.misfit = False
         self.sources, self.served, self.lines = (), [], []
@@ -2811,44 +2811,42 @@ class Crossing:
         """Take what is on the disk; a version that never became current owes no hooks."""
         self.before, self.unreadable = load_lineage(self.place)
         self.unread = self.before.checked is None and os.path.lexists(self.place.state)
-        _, self.given, self.options, state, self.checked, self.current, self.key, _ = self.before
-        if self.run.changes:
-            self.options = parse_options(merge_options(self.given or {}, self.run.changes))
+        _, given, self.options, state, self.checked, self.current, self.key, _ = self.before
+        self.given = given or {}
+        if self.changes:
+            self.options = parse_options(merge_options(self.given, self.changes))
         number = self.current and self.current.number
         if state.unfinished not in (0, number) and state.result != "pending":
             state = state._replace(owed=())
         self.state = state._replace(unfinished=0)
 
     def attempt(self, step, *sources):
-        """Do a step and return what it returns, or None where it failed: the gravest failure
-        counts."""
-        started, words = self.asked if self.number else time.monotonic(), "done"
+        """Return what a step returns, or None where it failed: the gravest failure counts."""
+        started = self.asked if self.number else time.monotonic()
         try:
             return step(*sources)
-        except (Failure, OSError) as error:
-            failure = storage_failure(error, self.place.config)
-            words = str(failure)
+        except (Failure, OSError, ImportError) as error:
+            failure = failure_of(error, self.place.config)
             if not self.failure or gravity(failure) > gravity(self.failure):
                 self.failure = failure
         finally:
             if self.run.report.verbose:
-                self.run.report.problem(self.place.name, "%s: %s (%.3f s)" % (
+                self.run.report.problem(self.name, "%s (%.3f s)" % (
                     " ".join([step.__name__.replace("_", " ")] + [each.text for each in sources]),
-                    words, time.monotonic() - started), kind="detail")
-        return None
+                    time.monotonic() - started), kind="detail")
 
     def say(self, message, hint=""):
         """Write a warning line about this lineage."""
-        self.run.report.problem(self.place.name, message, hint, "warning")
+        self.run.report.problem(self.name, message, hint, "warning")
 
     def check_ours(self):
         """See that there is a lineage, and that it is certferry's to ferry; Failure otherwise."""
-        run, place = self.run, self.place
+        place = self.place
         if is_certbots(place):
-            raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % place.name, (
+            raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % self.name, (
                 "to hand it over, mv %s away (not 'certbot delete', which removes the files that "
                 "your servers read), then the same command again" % place.renewal))
-        if run.command != "NAME" and not is_ours(place):
+        if self.command != "NAME" and not is_ours(place):
             raise no_lineage(place)
         self.ours = True
         if self.unreadable:
@@ -2860,47 +2858,46 @@ class Crossing:
         self.check_ours()
         run, place = self.run, self.place
         if os.path.lexists(place.renewal):
-            self.say("renewal/%s.conf is %s" % (place.name, "beside a lineage of certferry's" if (
+            self.say("renewal/%s.conf is %s" % (self.name, "beside a lineage of certferry's" if (
                 os.path.getsize(place.renewal)) else "empty, left by a certbot run that failed"),
                 "move it away, 'certbot renew' fails over it")
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
-        if run.dry_run:
-            self.changed = not all(map(os.path.lexists, unlinked(place, self.current)))
-        else:
-            self.mend()
+        self.mend()
         if run.pem is not None:
             self.add_key()
+        self.sources = self.options.sources or (parse_source(self.name),)
         self.check_key()
         current = self.current
-        if run.command == "NAME" or run.command == "renew" and (
+        if self.command != "NAME" and not (self.command == "renew" and (
                 run.force or self.options.when == "always" or not current
-                or run.now >= due_time(current.leaf)):
-            self.sources = self.options.sources or (parse_source(endpoint_text(place.name, 443)),)
-            if not self.sources[0].may_hold_key:  # a store is asked later, by this process
-                self.number = self.submit(self.sources[0])
-        if run.command == "renew" or "served-at" in run.changes:
+                or self.now >= due_time(current.leaf))):
+            self.sources = ()
+        elif not self.sources[0].may_hold_key:  # a store is asked later, by this process
+            self.number = self.submit(self.sources[0])
+        if self.command == "renew" or "served-at" in self.changes:
             self.served = self.look()
 
     def tell_mended(self, paths):
-        """Take note of what was made whole."""
-        if paths:
-            self.changed = True
+        """Take note of what was made whole, or would be."""
+        self.changed = self.changed or bool(paths)
+        if paths and not self.dry_run:
             self.say("made whole again from the current version: " + " ".join(paths))
 
     def mend(self):
         """Remove what an interrupted run left, make live links whole, see to staged keys."""
-        place, current = self.place, self.current
-        removed = remove_unfinished(place, self.before.state.unfinished, self.run.litter)
+        place, current, write = self.place, self.current, not self.dry_run
+        removed = write and remove_unfinished(place, self.before.state.unfinished, self.run.litter)
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            self.tell_mended(mend_certificates(current) + mend_links(place, current))
+            self.tell_mended(
+                mend_certificates(current, write) + mend_links(place, current, write=write))
         for path in staged_keys(place):
             own = self.key and quietly(read_file, self.key, MAX_KEY)
-            if own and quietly(read_file, path, MAX_KEY) == own:
+            if write and own and quietly(read_file, path, MAX_KEY) == own:
                 remove(path)  # it has become the lineage's, and the run died there
-            elif self.run.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
+            elif self.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
                 self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if it "
                          "was forgotten")
 
@@ -2914,8 +2911,8 @@ class Crossing:
         if public in self.own_keys():
             return
         self.lines.append("key added    " + describe_key(public))
-        if not self.run.dry_run:
-            key = stage_key(self.place, key.pem, public, self.key is None)
+        if not self.dry_run:
+            key = stage_key(self.place, key.pem, public, not (self.key or self.current))
             self.key = self.key or key
         self.keys[public], self.changed = key, True
 
@@ -2923,48 +2920,50 @@ class Crossing:
         """See that there is a usable key; Failure (no-key) otherwise.
 
         The record in the state spares the openssl process as long as key file and leaf stay what
-        they are. A key that was written through the link and does not fit is staged, and the one
-        that fits is put back.
+        they are. A key that is gone, or was written over through the link, is put back.
         """
         current = self.current
-        if self.key is None:
-            if self.own_keys() or any(source.may_hold_key for source in self.options.sources):
-                return
-            raise _no_key(self)
-        record = key_record(self.key, current.leaf) if current else ""
-        if current and record == self.state.key:
+        if current and self.key and key_record(self.key, current.leaf) == self.state.key:
             return
-        public = public_key_of(self.key)
-        if current is None or fits(public, current.leaf):
-            self.state = self.state._replace(key=record)
+        if current and current.number:
+            fitting, done = mend_key(self.place, current, not self.dry_run)
+            self.key = fitting or self.key  # --key in a dry run: only in memory
+            self.misfit = not fitting and current.leaf.public_key not in (self.keys or ())
+            self.changed = self.changed or bool(done)
+            if done and not self.dry_run:
+                self.keys = None
+                self.say(done)
+        elif self.key:
+            public = public_key_of(self.key)
+            if current and not fits(public, current.leaf):
+                current = self.current = None  # no set: a key that waits for its offer
+        if self.key is None:
+            if not self.own_keys():
+                self.sources = [source for source in self.sources if source.may_hold_key]
+            if not self.sources and self.command != "rollback":
+                raise _no_key(self)
+        elif not self.misfit:
+            self.state = self.state._replace(
+                key=key_record(self.key, current.leaf) if current else "")
             # a group may be meant to read it (ssl-cert), everybody not
             if os.stat(self.key).st_mode & 0o004:
                 self.say("%s/privkey.pem can be read by everybody" % self.place.live, "chmod o-r")
-        elif current.number is None:
-            self.current = None  # no set: a key that waits for its offer
-        else:
-            self.misfit = True
-            if not self.run.dry_run:
-                path = stage_key(self.place, read_file(self.key, MAX_KEY), public)
-                self.misfit = not restore_key(self)
-                self.say("a key that does not fit was written over %s: it is staged as %s%s" % (
-                    self.key, path, "" if self.misfit else ", and the one that fits is back"))
 
     def submit(self, source, **asked):
-        """Have the network process ask for this lineage's certificate; return the exchange's
-        number."""
+        """Have the network process ask for the certificate; return the exchange's number."""
         want, _, way = self.state.way.partition(" ")
-        named = [domain for domain in self.options.domains if not domain.startswith("*.")]
-        name = self.options.sni or (named or [self.place.name])[0]
+        options = self.options
+        named = [domain for domain in options.domains if not domain.startswith("*.")]
+        name = options.sni or (named or [self.name])[0]
         known = binascii.crc32(self.current.leaf.der) if self.current else ""
-        job = Job(*source[:3], self.options.timeout, name, known, want, way,
-                  "" if self.options.sources else "own", "")
-        self.asked = time.monotonic()
-        return self.run.network.submit(job._replace(**asked))
+        job = Job(*source[:3], options.timeout, name, known, want, way,
+                  "" if options.sources else "own", "")
+        if not asked:
+            self.asked = time.monotonic()
+        return self.run.network.submit(job._replace(**asked) if asked else job)
 
     def look(self):
-        """Have the network process see what the local services present; return [(Source, number
-        of the exchange)]."""
+        """Have it see what the local services present; return [(Source, exchange's number)]."""
         return [(source, self.submit(source, own="")) for source in self.options.served_at]
 
     def not_served(self):
@@ -2985,16 +2984,18 @@ class Crossing:
     def own_keys(self):
         """Return {public key: path, or a Secret that is not on disk} of the keys to fit."""
         if self.keys is None:
-            self.keys = collections.OrderedDict()
-            for path in [self.key] * bool(self.key) + staged_keys(self.place):
-                try:
-                    self.keys.setdefault(public_key_of(path), path)
-                except Failure as failure:
-                    self.say(failure, failure.hint)
+            self.keys, beside = {}, [self.place.members[3]] + staged_keys(self.place)
+            here = self.current and self.current.folder + "/privkey.pem"
+            for path in dict.fromkeys([self.key, here] + beside):
+                if path and os.path.lexists(path) and not os.path.islink(path):
+                    try:
+                        self.keys.setdefault(public_key_of(path), path)
+                    except Failure as failure:
+                        self.say(failure, failure.hint)
         return self.keys
 
-    def wanted(self):
-        """Return what the judge compares an offer with; by force more keys, retired ones too."""
+    def marks(self):
+        """Return the last five of Evidence's fields; by force more keys, retired ones too."""
         state, current, keys = self.state, self.current, self.own_keys()
         versions = load_versions(self.place)
         rolled = {version.leaf.public_key for version in versions
@@ -3005,19 +3006,18 @@ class Crossing:
         retired = set(state.retired) - {current and fingerprint(current.leaf.public_key)}
         if self.run.force:
             retired = ()
-            for version in versions:
-                keys.setdefault(version.leaf.public_key, version.folder + "/privkey.pem")
-        return Wanted(self.place.name, self.options.domains, current, keys, retired, replaced,
-                      state.rolled_back, rolled)
+            for path in [version.folder + "/privkey.pem" for version in versions]:
+                keys.setdefault(quietly(public_key_of, path) or b"", path)
+        return keys, retired, replaced, state.rolled_back, rolled
 
     def trust(self, leaf, others):
         """Return ("" or why a leaf is not trusted, its chain as it would be written)."""
         roots, refused = read_roots(self.options.ca_file), None
         for chain in order_chains(leaf, others):
-            flaws = [("issuer %d of the chain " % depth if depth else "the leaf ") + wrong
-                     for depth, wrong in enumerate(flaw(each, each is leaf)
-                                                   for each in (leaf,) + chain) if wrong]
-            wrong = flaws[0] if flaws else verify_chain(leaf, chain, roots, self.run.now)
+            wrong = next((("issuer %d of the chain " % depth if depth else "the leaf ") + words
+                          for depth, words in enumerate(flaw(each, each is leaf)
+                                                        for each in (leaf,) + chain) if words),
+                         "") or verify_chain(leaf, chain, roots, self.now)
             if not wrong:
                 return "", chain
             refused = refused or (wrong, chain)
@@ -3026,7 +3026,8 @@ class Crossing:
     def is_news(self, offer):
         """Say whether an offer is not what is in service, leaf and chain."""
         current = self.current
-        return not current or (offer.leaf, offer.chain) != (current.leaf.der, current.chain)
+        return not current or self.misfit and offer.key or (
+            offer.leaf, offer.chain) != (current.leaf.der, current.chain)
 
     def examine(self, offer):
         """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
@@ -3034,24 +3035,28 @@ class Crossing:
         if current and offer.leaf == current.leaf.der and offer.chain is None:
             offer = offer._replace(chain=current.chain)
         # the usual run ends here: no openssl process, and only names and dates are asked
-        if self.is_news(offer) or "domain" in self.run.changes or "ca-file" in self.run.changes:
-            evidence, wanted = self.gather(offer)
+        if self.is_news(offer) or "domain" in self.changes or "ca-file" in self.changes:
+            facts = self.gather(offer)
         else:
-            evidence, wanted = Evidence(offer, current.leaf, None, None, ""), Wanted(
-                self.place.name, self.options.domains, current, {}, (), (), (), ())
-        verdict = judge(evidence, wanted, self.run.now, self.run.force)
+            facts = offer, current.leaf
+        verdict = judge(Evidence(self.name, self.options.domains, current, *facts), self.now,
+                        self.run.force)
         if verdict.reason:
             raise Failure(*verdict)
-        return evidence.offer
+        return facts[0]
 
     def gather(self, offer):
-        """Return the (Evidence, Wanted) of an offer that is not just what is in service."""
+        """Return the facts for Evidence of an offer that is not just what is in service."""
         try:
             # what the network process says counts for bytes only: all is parsed here, strictly
             ders = (offer.leaf,) + (offer.chain or ())
             for der in ders:
                 check_strict(der)
-            leaf, *others = map(parse_certificate, ders)
+            parsed = list(map(parse_certificate, ders))
+            if offer.source.may_hold_key:  # in any order: the leaf is what issued no other
+                issuers = {each.issuer for each in parsed if each.issuer != each.subject}
+                parsed.sort(key=lambda each: (each.subject in issuers, each.issuer == each.subject))
+            leaf, *others = parsed
             public = leaf_public_key(leaf.der)
             carried = public_half(offer.key.pem, False) if offer.key else None
             if not public:
@@ -3060,27 +3065,27 @@ class Crossing:
             raise Failure("malformed", "%s: a certificate that is no strict DER, or a key that is "
                           "none (%s)" % (offer.source.text, error), "look at what it holds")
         trust, issuers = self.trust(leaf, others)
-        wanted = self.wanted()
-        if not wanted.keys and carried is None:
+        keys, *marks = self.marks()
+        if not keys and carried is None:
             raise _no_key(self)
         if MUST_STAPLE in leaf.extensions and self.is_news(offer):
             self.say("the certificate asks for OCSP stapling", "see that the server staples")
-        return Evidence(offer._replace(
-            chain=tuple(issuer.der for issuer in issuers), key=wanted.keys.get(public, offer.key)),
-            leaf, public, carried, trust), wanted
+        chain = tuple(issuer.der for issuer in issuers)
+        return (offer._replace(leaf=leaf.der, chain=chain, key=keys.get(public, offer.key)), leaf,
+                public, carried, trust, keys, *marks)
 
     def ask(self, source, **asked):
         """Return the accepted offer of a source: of the key type that is here, and of the other
         addresses of its name where one hands out an older certificate."""
         if source.may_hold_key:
-            return self.examine(fetch_offer(source, self.options.timeout, self.run.environment))
+            return self.examine(offer_of(source, FETCHERS[source.kind], source,
+                                         self.options.timeout, self.run.environment))
         number, self.number = self.number or self.submit(source, **asked), None
         offer = offer_of(source, self.run.network.answer, number)
         # remembered, so that later runs need no extra exchange for the type of key
         want = asked.get("want") or self.state.way.partition(" ")[0]
         try:
-            return self.examine(offer._replace(
-                way=want and offer.way and "%s %s" % (want, offer.way)))
+            return self.examine(offer._replace(way=want and offer.way and want + " " + offer.way))
         except Failure as failure:
             others, skip = [], asked.get("skip", "").split(",") + [offer.address]
             if failure.reason == "older" and len(skip) <= MAX_CERTIFICATES:
@@ -3091,19 +3096,20 @@ class Crossing:
                 kinds = {key_kind(public).split()[0] for public in self.own_keys()} - {offered}
                 others = [{"want": kind, "way": "", "known": ""} for kind in sorted(kinds)]
             for other in others:
+                left = self.options.timeout - (time.monotonic() - self.asked)
                 try:
-                    return self.ask(source, **other)
+                    return self.ask(source, timeout=max(0.1, round(left, 1)), **other)
                 except Failure as second:
                     # what was shown first counts, unless that is one for the right type of key
                     if "want" in other and second.reason not in (
-                            "key-mismatch", "unreachable", "timeout", "unproven"):
+                            "key-mismatch unreachable timeout unproven".split()):
                         raise
             raise
 
     def owing(self, leaf, **changes):
         """Return the state that owes everything that a deploy of this leaf runs."""
         retired = set(self.state.retired)
-        if self.run.command != "rollback" and self.current:
+        if self.command != "rollback" and self.current:
             retired.add(fingerprint(self.current.leaf.public_key))
         return self.state._replace(
             owed=tuple(deploy_hooks(self.run.config, self.options)),
@@ -3113,7 +3119,7 @@ class Crossing:
         """Take note of a version that has become the current one, and of the hooks it owes."""
         self.current, self.key = version, version.folder + "/privkey.pem"
         self.fresh, self.changed, self.misfit = True, True, False
-        if not self.run.dry_run:
+        if not self.dry_run:
             self.state = state._replace(unfinished=0, key=key_record(self.key, version.leaf))
 
     def deploy(self):
@@ -3121,16 +3127,18 @@ class Crossing:
         place, offer, leaf = self.place, self.offer, parse_certificate(self.offer.leaf)
         is_own, mark, before = offer.key == self.key, fingerprint(leaf.der), self.current
         self.take_over()  # so that there is a version to go back to
+        previous = self.current
         state = self.owing(leaf, way=offer.way, rolled_back=tuple(
             each for each in self.state.rolled_back if each != mark)[-KEPT_VERSIONS:])
-        if self.run.dry_run:
+        if self.dry_run:
             number = next_number(place) + (self.current is not before)  # one for loose files
             return self.put_in_service(Version(number, "", leaf, offer.chain), state)
-        key = self.key if is_own else offer.key
-        self.put_in_service(install_version(self, leaf, offer.chain, key, state), state)
-        if key in staged_keys(place):
-            remove(key)
-        prune(place, self.current)  # last: what replaced it is synced by now
+        self.put_in_service(install_version(
+            self, leaf, offer.chain, self.key if is_own else offer.key, state), state)
+        for path in staged_keys(place):
+            if quietly(public_key_of, path) == leaf.public_key:
+                remove(path)
+        prune(place, self.current, previous)  # last: what replaced it is synced by now
 
     def take_over(self):
         """Make a version of loose files; say once what that means for containers."""
@@ -3138,52 +3146,51 @@ class Crossing:
         if not current or current.number or not self.key:
             return
         is_plain = not os.path.islink(place.live + "/fullchain.pem")
-        self.current = current._replace(number=next_number(place)) if self.run.dry_run else (
-            adopt(self))
+        self.current = current._replace(number=next_number(place)) if self.dry_run else adopt(self)
         self.changed, self.key = True, self.current.folder + "/privkey.pem"
         self.state = self.state._replace(key=key_record(self.key, current.leaf))
-        if is_plain and not self.run.dry_run:
+        if is_plain and not self.dry_run:
             self.say("%s/ holds links now" % place.live, "a container needs live and archive both "
                      "mounted")
 
     def put_in_place(self):
-        """Deploy what is new; adopt loose files, and refuse a key that does not fit, beside what
-        is not."""
+        """Deploy what is new; else adopt loose files, and refuse a key that does not fit."""
         live, before = self.place.live, self.current
         if self.is_news(self.offer):
             self.deploy()
-        elif self.run.command == "NAME":
+        elif self.command == "NAME":
             self.take_over()
-            if not self.run.dry_run:
-                self.tell_mended(mend_links(self.place, self.current, replace=True))
-        if self.run.command == "NAME" and self.current is not before:
+            self.tell_mended(mend_links(self.place, self.current, True, not self.dry_run))
+        if self.command == "NAME" and self.current is not before:
             self.lines += ["certificate  %s/fullchain.pem" % live,
                            "private key  %s/privkey.pem" % live]
         if self.misfit:
             raise Failure("key-mismatch", "%s/privkey.pem does not fit the certificate in service"
-                          % live, "bring the right one: certferry %s --key PEM" % self.place.name)
+                          % live, "bring the right one: certferry %s --key PEM" % self.name)
 
     def remember(self):
-        """Write the options that this command gave."""
-        merged = merge_options(self.given or {}, self.run.changes)
-        if merged != (self.given or {}):
-            if not self.run.dry_run:
+        """Write the options that this command gave; hooks that are new are owed from then on."""
+        merged = merge_options(self.given, self.changes)
+        if merged != self.given:
+            known = self.given.get("deploy-hook", ())
+            new = tuple(hook for hook in self.options.deploy_hooks if hook not in known)
+            self.state, self.changed = self.state._replace(owed=self.state.owed + new), True
+            if not self.dry_run:
+                save_state(self.place, self.state)
                 save_conf(self.place, merged)
-            self.changed = True
 
     def finish(self):
-        """Run the hooks that are due, all after a deploy, else what is owed or new; then look at
-        the services: what is unfinished is pending."""
-        state, hooks = self.state, deploy_hooks(self.run.config, self.options)
-        pending = bool(state.owed or state.unserved)
-        if not (self.fresh or state.unserved or self.offer and self.run.force):
-            new = [] if self.failure else self.run.changes.get("deploy-hook", [])
-            known = (self.given or {}).get("deploy-hook", [])
-            hooks = [hook for hook in hooks
-                     if hook in state.owed or hook in new and hook not in known]
-        if not (hooks or pending or self.fresh or self.served):
+        """Run the hooks that are due, all after a deploy, else what is owed; then look at the
+        services: what is unfinished is pending."""
+        state, run = self.state, self.run
+        again = self.fresh or state.unserved or self.offer and run.force
+        if not (again or state.owed or self.served):
             return
-        done = run_hooks(self.run, hooks, {  # as certbot sets them
+        hooks = deploy_hooks(run.config, self.options)
+        # one that is owed and no longer there was corrected: which is it now?
+        if not again and set(state.owed).issubset(hooks):
+            hooks = [hook for hook in hooks if hook in state.owed]
+        done = run_hooks(run, hooks, {  # as certbot sets them
             "RENEWED_LINEAGE": self.place.live,
             "RENEWED_DOMAINS": " ".join(self.current.leaf.domains)})
         self.lines += ["hook         %s: %s" % (plain(hook), wrong or "done (%.1f s)" % seconds)
@@ -3196,7 +3203,7 @@ class Crossing:
                 "it is tried again at every run; to change it: --deploy-hook")
         if hooks:
             self.served = []  # what was seen before tells nothing now
-        self.check_served(SERVED_SECONDS if hooks or pending or self.fresh else 0)
+        self.check_served(SERVED_SECONDS if hooks or again or state.owed else 0)
 
     def check_served(self, patience):
         """See that the services present the new leaf within `patience` seconds; Failure if not."""
@@ -3213,26 +3220,24 @@ class Crossing:
 
     def health(self):
         """Return (health, why) of what is in service."""
-        current = None if self.run.dry_run else self.current
-        return health_of(self, self.run.now, _misfit(self.place, current, self.misfit),
-                         self.unreadable)
+        return health_of(self, self.now, _misfit(
+            self.place, None if self.dry_run else self.current, self.misfit), self.unreadable)
 
     def can_wait(self):
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
-        reason, current, now = self.failure.reason, self.current, self.run.now
+        reason = self.failure.reason
         if reason == "not-yet-valid":  # no clock at boot
-            return bool(current) and now < current.leaf.not_before
+            return bool(self.current) and self.now < self.current.leaf.not_before
         # a network process that broke or kept its privilege is never deferred
         return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
-            self.run.command == "renew" and not self.run.network.broken
-            and self.health()[0] == "ok")
+            self.command == "renew" and not self.run.network.broken and self.health()[0] == "ok")
 
     def cross(self):
         """Ask, judge, deploy and remember, as far as nothing goes wrong.
 
         Where a renewal is due and a source has only the current leaf, the next one is asked too.
         """
-        due = self.current and self.run.now >= due_time(self.current.leaf)
+        due = self.current and self.now >= due_time(self.current.leaf)
         for source in self.sources:
             offer = self.attempt(self.ask, source)
             if offer and (not self.offer or self.is_news(offer)):
@@ -3250,17 +3255,22 @@ class Crossing:
             self.read()  # what failed may have come after the rename: then hooks are owed
             if not self.current or self.before.state.unfinished != self.current.number:
                 self.state = state
-        if not self.failure and self.run.command == "NAME":
+        if not self.failure and self.command == "NAME":
             self.attempt(self.remember)
+        if self.failure and self.changes and not self.fresh:  # they are not remembered
+            self.options, self.served = self.before.options, []
 
     def roll_back(self):
         """Make the version before current again, and keep the one rolled back from out."""
-        place, now, before = self.place, self.run.now, self.current
+        place, now, before = self.place, self.now, self.current
         target = before and rollback_target(self)
         if target is None:
             raise Failure(None, "there is no earlier version to go back to", (
-                "versions are kept in %s/%s@N" % (place.archive, place.name)))
+                "versions are kept in %s/%s@N" % (place.archive, self.name)))
         leaf = target.leaf
+        if not mend_key(place, target, not self.dry_run)[0]:
+            raise Failure("key-mismatch", "version %d has no private key that fits" % target.number,
+                          "bring it with certferry %s --key PEM" % self.name)
         if not leaf.not_before <= now <= leaf.not_after:
             raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
                 "version %d is not valid now (%s to %s)" % (target.number, iso_time(
@@ -3269,21 +3279,22 @@ class Crossing:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
         state = self.owing(leaf, unfinished=target.number, rolled_back=(
             self.state.rolled_back + (fingerprint(before.leaf.der),)))
-        if not self.run.dry_run:
+        if not self.dry_run:
+            self.tell_mended(mend_certificates(target, True))
             save_state(place, state)  # first, so that a run that dies in between owes the hooks
-            point_to(place, target)
+            point_to(place, target, self.key)
         self.put_in_service(target, state)
 
     def ferry(self):
         """Cross, or roll back, then run the hooks: the story of one lineage; return
         (what its Lineage has become, Outcome)."""
-        is_rollback = self.run.command == "rollback"
+        is_rollback = self.command == "rollback"
         if is_rollback and not self.failure:
             self.attempt(self.roll_back)
         elif not self.failure:
             self.cross()
         self.ours = self.ours and (self.fresh or not is_rollback)
-        if self.ours and self.current and not (self.unreadable or self.run.dry_run):
+        if self.ours and self.current and not (self.unreadable or self.dry_run):
             self.attempt(self.finish)
         return self, self.conclude()
 
@@ -3291,7 +3302,8 @@ class Crossing:
         """Return the State after this crossing: how it ended, since when and for how many runs."""
         state, offer, since, runs = self.state, self.offer, None, 0
         if result == "not-due":
-            return state
+            over = state.result == "pending" and not (state.owed or state.unserved)
+            return state._replace(result="unchanged", reason=None, detail="") if over else state
         if offer:
             leaf = self.current and self.current.leaf
             if not leaf or leaf.der != offer.leaf:  # it could not be put in place
@@ -3300,11 +3312,11 @@ class Crossing:
                                    upstream_not_after=leaf.not_after)
         if result not in ("installed", "unchanged"):
             again = (state.result, state.reason) == (result, failure.reason)
-            since, runs = (state.since, state.runs + 1) if again else (self.run.now, 1)
+            since, runs = (state.since, state.runs + 1) if again else (self.now, 1)
         sound = result in SOUND or failure.reason == "rolled-back"
         return state._replace(
             result=result, reason=failure.reason, detail=plain(failure), since=since, runs=runs,
-            good=None if sound else last_good(self, self.run.now))
+            good=None if sound else last_good(self, self.now))
 
     def conclude(self):
         """Record how the crossing ended, alert who wants it, and return the Outcome."""
@@ -3316,19 +3328,18 @@ class Crossing:
         shown = failure or Failure(None, "")
         self.state = self.recorded(result, shown)
         if result != "not-due" and not run.failure:
-            self.checked = run.now
+            self.checked = self.now
         outcome = Outcome(
-            place.name, result, shown.reason, str(shown), shown.hint, self.changed,
-            self.offer and self.offer.source.text, self.current,
-            *self.health(), lines=self.lines)
+            self.name, result, shown.reason, str(shown), shown.hint, self.changed,
+            self.offer and self.offer.source.text, self.current, *self.health(), lines=self.lines)
         # a try with options that are not remembered tells nothing about those that are
-        given, before = self.given or {}, self.before.state
-        known = run.command != "NAME" or result in SOUND + WELL or self.fresh or (
+        before = self.before.state
+        known = self.command != "NAME" or result in SOUND + WELL or self.fresh or (
             (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
-                run.pem is None and given == merge_options(given, run.changes)
+                run.pem is None and not self.changes
                 and (os.path.lexists(place.conf) or self.current and self.current.number))
-        ours = self.ours or shown.reason == "certbot" and run.command == "renew" and is_ours(place)
-        if ours and known and not (self.unread or run.dry_run):
+        ours = self.ours or shown.reason == "certbot" and self.command == "renew" and is_ours(place)
+        if ours and known and not (self.unread or self.dry_run):
             self.state = alert(run, self, outcome)
             try:
                 # where nothing is new only the time of change is set: that of the last check
@@ -3336,10 +3347,10 @@ class Crossing:
                 if is_new:
                     save_state(place, self.state)
                 if is_new or result != "not-due":
-                    touch_state(place, self.checked or run.now)
+                    touch_state(place, self.checked or self.now)
             except (Failure, OSError) as error:  # it does not stop a deployment
                 if shown.reason != "storage":  # which says the same
-                    run.report.problem(place.name, "not recorded: %s" % storage_failure(
+                    run.report.problem(self.name, "not recorded: %s" % failure_of(
                         error, place.records), "see to the disk")
         return outcome
 
@@ -3362,10 +3373,8 @@ def _in_turn(crossings, network):
 
 
 def ferry_all(run, places):
-    """Return [(Lineage, Outcome)] of many lineages, in order.
-
-    All first exchanges are under way before the first answer is judged.
-    """
+    """Return [(Lineage, Outcome)] of many lineages, in order: all first exchanges are under
+    way before the first answer is judged."""
     crossings, pairs = [], []
     # one by one: the first is asked for while the files of the next are read
     for crossing in (Crossing(run, place) for place in sorted(set(places))):
@@ -3379,6 +3388,7 @@ def ferry_all(run, places):
         run.report.step(position, len(crossings), crossing.place.name)
         pairs.append(crossing.ferry())
         run.report.outcome(pairs[-1][1])
+    run.report.step(0, len(crossings), "")
     return pairs
 
 
@@ -3399,9 +3409,9 @@ def write_metrics(path, pairs, places, now, started, report):
     names = {outcome.name for _, outcome in pairs}
     pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
     try:
-        write_file(path, format_metrics(pairs, time.monotonic() - started), 0o644)
+        write_file(path, format_metrics(pairs, now, time.monotonic() - started), 0o644)
     except OSError as error:
-        report.problem("", "metrics: %s" % storage_failure(error, path), "look at --metrics")
+        report.problem("", "metrics: %s" % failure_of(error, path), "look at --metrics")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3414,7 +3424,7 @@ SHORT_HELP = """\
 certferry NAME [--from HOST] [options]  set up lineage NAME, ferry it now, start the timer
 certferry renew [NAME...] [options]     ferry every lineage: what the timer runs
 certferry status [NAME...] [options]    what is here, how healthy it is, what is pending
-certferry rollback NAME [options]       make the previous version current again"""
+certferry rollback NAME [options]       make the previous version current again""".split("\n")
 
 _EXAMPLES = {
     "NAME": """
@@ -3443,8 +3453,8 @@ critical     P           NAME          the same (10%)
 timeout      SECONDS     NAME          for the whole exchange with one source (20)
 key          PEM         NAME          add this private key, - from standard input
 jitter       SECONDS     renew         sleep first, below SECONDS, fixed for this host
-metrics      FILE        renew status  write Prometheus metrics there, whatever fails
-force        -           NAME renew    accept what is older, names-lost or rolled-back; run hooks
+metrics      FILE        renew,status  write Prometheus metrics there, whatever fails
+force        -           NAME,renew    accept what is older, names-lost or rolled-back; run hooks
 dry-run      -           all           say what would happen, write nothing
 no-timer     -           all           do not start the timer
 config-dir   DIR         all           instead of the default one
@@ -3453,8 +3463,7 @@ quiet        -           all           only problems
 verbose      -           all           more detail
 help         -           all           this, of a command too
 version      -           all           the version of certferry"""
-_OPTIONS = collections.OrderedDict(
-    (line.split()[0], re.split("  +", line)[1:]) for line in _TABLE.split("\n"))
+_OPTIONS = {name: row for name, *row in (line.split(None, 3) for line in _TABLE.split("\n"))}
 _TAKING = [name for name, (takes, _, _) in _OPTIONS.items() if takes != "-"]
 _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
 
@@ -3463,21 +3472,22 @@ _HABITS = {"certificates": "status", "certonly": "NAME", "update": "renew"}
 
 
 def _help(command):
-    """Return the help of a command, of all where there is none."""
-    usage = [line for line in SHORT_HELP.split("\n") if not command or command in line.split()[:2]]
+    """Return the lines of a command's help, of all where there is none."""
+    usage = [line for line in SHORT_HELP if not command or command in line.split()[:2]]
     command, short = command or "NAME", {name: flag + ", " for flag, name in _SHORT.items()}
     lines = ["  %-27s %s" % ("%4s--%s %s" % (short.get(name, ""), name, takes.strip("-")), words)
              for name, (takes, commands, words) in _OPTIONS.items()
              if commands == "all" or command in commands]
-    return "usage: " + "\n       ".join(usage) + "\n" + "\n".join([_EXAMPLES[command]] + lines)
+    return ["usage:"] + usage + _EXAMPLES[command].split("\n") + lines
 
 
 def _nearest(word):
     """Return what a word was meant to be, certbot's habits included."""
-    import difflib
     known = list(COMMANDS) + list(_OPTIONS if word.startswith("-") else ())
     word = word.strip("-")
-    found = _HABITS.get(word) or (difflib.get_close_matches(word, known, 1, 0) or COMMANDS)[0]
+    # by the letters that they share: difflib is not in python3-minimal
+    found = _HABITS.get(word) or max(known, key=lambda each: (
+        len(set(each).intersection(word)) / len(set(each).union(word))))
     return "--" + found if found in _OPTIONS else "certferry " + found
 
 
@@ -3532,7 +3542,7 @@ def _parse_names(words, command, options):
 
 def _parse_changes(options):
     """Return {option: [text, ...]} of the options to remember; Usage where one is wrong."""
-    changes = {key: [_absolute(key, text) for text in texts]
+    changes = {key: [_absolute(key, text.strip()) for text in texts]  # as a record gives it back
                for key, texts in options.items() if key in REMEMBERED}
     try:
         parse_options(merge_options({}, changes))
@@ -3550,12 +3560,12 @@ def _check_options(options, command):
         takes, commands, _ = _OPTIONS[name]
         if (name in _TAKING) != (None not in values):
             raise Usage("--%s takes %s" % (name, takes.replace("-", "no value")))
-        if name in ("config-dir", "metrics") and "" in values:
-            raise Usage("--%s: it is empty" % name)
+        if name in _TAKING and name not in REMEMBERED and (len(values) > 1 or not values[0]):
+            raise Usage("--%s takes one value, and none that is empty" % name)
         if command and commands != "all" and command not in commands:
             raise Usage("--%s does not go with %s: see certferry --help" % (name, command))
-    if "jitter" in options and not re.match(r"[0-9]{0,6}\Z", options["jitter"][-1]):
-        raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][-1], 40))
+    if not re.match(r"[0-9]{1,6}\Z", options.get("jitter", "0")[0]):
+        raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][0]))
 
 
 def jitter_delay(seconds, host_id=None):
@@ -3565,12 +3575,11 @@ def jitter_delay(seconds, host_id=None):
     """
     import hashlib
     # hashed, since machine ids need not be spread evenly, and are not for others to know
-    for path in ("/etc/machine-id", "/etc/hostid"):
-        if not host_id and os.access(path, os.R_OK):
-            with open(path, "rb") as file:
-                host_id = file.read(256).decode("latin-1").strip()
+    if not host_id and os.access("/etc/machine-id", os.R_OK):
+        with open("/etc/machine-id", "rb") as file:
+            host_id = file.read(256).decode("latin-1").strip()
     digest = hashlib.sha256(b"certferry " + (host_id or os.uname().nodename).encode()).digest()
-    return seconds * (int.from_bytes(digest[:6], "big") / float(1 << 48))
+    return seconds * (int.from_bytes(digest[:6], "big") / 2 ** 48)
 
 
 def _systemctl(*words):
@@ -3613,45 +3622,43 @@ def start_timer(run):
 
 def _run_status(config, names, options, now, report):
     """Show what is on the disk; return the exit status that monitoring expects."""
-    started = time.monotonic()
+    started, places = time.monotonic(), [Place(config, name) for name in names]
+    wrong = "there is no lineage: certferry NAME sets one up"
     try:
-        places = [Place(config, name) for name in names] or discover(config)[0]
+        places = places or discover(config, report)
     except OSError as error:
-        report.quiet = False
-        report.line("CERTFERRY UNKNOWN - %s" % storage_failure(error))
-        if report.as_json:
-            report.document([])
-        return 3
+        wrong = failure_of(error)
     pairs = [inspect(place, now) for place in sorted(places)]
-    if "metrics" in options:
+    if "metrics" in options and not report.dry_run:
         write_metrics(os.path.abspath(options["metrics"][-1]), pairs, [], now, started, report)
     if report.as_json:
         report.document(pairs)
     columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
-    status, lines = status_lines(pairs, now, columns)
+    status, lines = status_lines(pairs, now, columns, wrong)
     if status and report.quiet:  # a problem: the line for monitoring
         report.quiet, lines = False, lines[:1]
-    report.line("\n".join(lines))
+    report.line(*lines)
     return status
 
 
 def _open_config(run, options):
     """Hold the config dir, made for a first key; return the Run with what is read before work."""
+    config = run.config
     try:
-        for path in filter(None, options.get("key", [])[-1:]):
+        for path in options.get("key", ()):
             with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
                 run = run._replace(pem=file.read(MAX_KEY))
     except (OSError, ValueError) as error:
-        raise Failure("no-key", "--key %s: %s" % (path, getattr(error, "strerror", None) or error),
+        raise Failure("no-key", "--key %s: %s" % (path, why(error)),
                       "give a PEM file, or - for standard input")
     if run.pem is not None and not run.dry_run:
-        make_folder(run.config)
-    if run.command == "NAME" and not os.path.lexists(run.config):
+        make_folder(config)
+    if run.command == "NAME" and not os.path.lexists(config):
         return run
-    check_folder(run.config)
-    lock(run.config)
-    run = run._replace(litter=find_litter(run.config + "/archive", run.config + "/certferry"))
-    path = run.config + "/certferry/environment"
+    check_folder(config)
+    lock(config)
+    run = run._replace(litter=find_litter(config + "/archive", config + "/certferry"))
+    path = config + "/certferry/environment"
     if os.path.lexists(path):
         check_folder(os.path.dirname(path))
         run.environment.update(parse_environment(read_text(path), path))
@@ -3660,24 +3667,21 @@ def _open_config(run, options):
 
 def _run_ferry(run, names, options):
     """Do what was asked; return [(Lineage, Outcome)]."""
-    started, places, notices = time.monotonic(), [Place(run.config, name) for name in names], ()
+    started, places = time.monotonic(), [Place(run.config, name) for name in names]
     try:
         run = _open_config(run, options)
-        if not names:
-            places, notices = discover(run.config)
+        places = places or discover(run.config, run.report)
     except (Failure, OSError) as error:
-        run = run._replace(failure=storage_failure(error))
-        places = places or (quietly(discover, run.config) or [()])[0]
+        run = run._replace(failure=failure_of(error))
+        places = places or quietly(discover, run.config) or ()
         if not places:
             run.report.problem("", run.failure, run.failure.hint)
-    for name, notice in notices:
-        run.report.problem(name, notice, kind="warning")
     pairs = ferry_all(run, places)
     post_hooks(run, pairs)
     metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[-1]
     if metrics and run.command == "renew" and not run.dry_run:
-        write_metrics(os.path.abspath(metrics), pairs, discover(run.config)[0], run.now, started,
-                      run.report)
+        write_metrics(os.path.abspath(metrics), pairs, quietly(discover, run.config) or (), run.now,
+                      started, run.report)
     if run.command == "NAME" and not ("no-timer" in options or run.dry_run) and (
             pairs[0][1].result in WELL + SOUND):
         (lineage, outcome), = pairs
@@ -3690,7 +3694,7 @@ def main(arguments):
     options, words = _parse_words(arguments)
     command = "NAME" if words and words[0] not in COMMANDS else "".join(words[:1])
     if "version" in options or "help" in options:
-        Reporter().line("certferry " + __version__ if "version" in options else _help(command))
+        Reporter().line(*["certferry " + __version__] if "version" in options else _help(command))
         return 0
     try:
         _check_options(options, command)
@@ -3700,13 +3704,13 @@ def main(arguments):
         Reporter().problem("", error)
         return 3 if command == "status" else 2
     if not command:
-        Reporter().line(SHORT_HELP + "\ncertferry --help", sys.stderr)
+        Reporter().line(*SHORT_HELP, "certferry --help", stream=sys.stderr)
         return 2
     if "json" in options:  # said before the work, where this is python3-minimal
         import json  # noqa: F401
     # before anything is read: a run that sleeps holds no lock and no key
     if "jitter" in options:
-        time.sleep(jitter_delay(int(options["jitter"][-1] or 0)))
+        time.sleep(jitter_delay(int(options["jitter"][0])))
     now = int(time.time())
     config = os.path.abspath(options.get("config-dir", [CONFIG_DIR])[-1])
     dry_run = "dry-run" in options
@@ -3730,14 +3734,7 @@ if __name__ == "__main__":
         Reporter().problem("", "interrupted", "the next run takes up what is unfinished")
         STATUS = 130
     except Exception as error:
-        if isinstance(error, ImportError):
-            failure = Failure(None, "this Python has no module %s" % error.name,
-                              "install python3, not only python3-minimal")
-        elif isinstance(error, (Failure, OSError)):
-            failure = storage_failure(error)
-        else:
-            failure = Failure(None, "this is a bug in certferry (%r, line %d)" % (
-                error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
+        failure = failure_of(error)
         Reporter().problem("", failure, failure.hint)
         STATUS = 3 if "status" in sys.argv else 1
     os._exit(STATUS)  # every line was flushed; taking the interpreter down properly takes 7 ms

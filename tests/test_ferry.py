@@ -994,6 +994,17 @@ class Remembered(Scene):
         self.assertFalse(self.seen(NAME)[1]["changed"])
         self.assertEqual({source, "timeout = 9"}, self.conf())
 
+    def test_blanks_around_a_value(self):
+        """They are not remembered: the same again is nothing new, and blanks alone forget."""
+        log, lines = self.log()
+        self.in_service()
+        for changed in (True, False):
+            seen = self.seen(NAME, "--deploy-hook", " echo ran >> {} ".format(log))
+            self.assert_ended(seen, 0, "unchanged")
+            self.assertEqual((changed, ["ran"]), (seen[1]["changed"], lines()))
+        self.assertEqual(0, self.run_command(NAME, "--deploy-hook", "  ").status)
+        self.assertNotIn(b"deploy-hook", world.read(self.downstream.conf(NAME)))
+
     def test_comments_survive(self):
         """What was written by hand stays, and what is asked for changes."""
         self.in_service()
@@ -1023,6 +1034,19 @@ class Remembered(Scene):
             self.assertEqual(1, self.run_command(NAME, "--from", dead.source).status)
         self.assertEqual(before, world.read(self.downstream.conf(NAME)))
         self.assertGreater(upstream.connections, 1)
+
+    def test_a_service_of_a_failed_try(self):
+        """It is not looked at: the status stays as it was, and no hook has to run again."""
+        log, lines = self.log()
+        upstream = self.in_service("--deploy-hook", "echo ran >> " + log)
+        before, wrong = self.record(), self.upstream(OTHER)
+        upstream.switch(OTHER)
+        self.assertEqual(1, self.run_command(NAME, "--served-at", wrong.source).status)
+        self.gone(upstream)
+        self.assertEqual(1, self.run_command(NAME, "--served-at", wrong.source).status)
+        self.assertEqual((0, before), (self.run_command("status").status, self.record()))
+        self.assert_ended(self.seen("renew"), 0, "deferred", "unreachable")
+        self.assertEqual(["ran"], lines())
 
     def test_written_before_the_first_crossing(self):
         """cloud-init: key, conf, timer."""
@@ -1234,6 +1258,46 @@ class Hooks(Scene):
         self.assertEqual(5, len(lines()))
         self.assertEqual(0, self.run_command("status").status)
 
+    def test_a_try_with_another_hook(self):
+        """One that failed leaves the hook that is owed, and does not run the other one."""
+        log, lines = self.log()
+        upstream = self.upstream()
+        self.downstream.key(NAME, FIRST)
+        old, new = "echo old >> {0}; test -e {0}.mended".format(log), "echo new >> " + log
+        self.assertEqual(1, self.cross("--from", upstream.source, "--deploy-hook", old).status)
+        upstream.switch(OTHER)
+        self.assertEqual(1, self.run_command(NAME, "--deploy-hook", new).status)
+        self.gone(upstream)
+        self.assertEqual(1, self.run_command(NAME, "--deploy-hook", new).status)
+        self.assertEqual({"old"}, set(lines()))
+        world.write(log + ".mended", "")
+        tried = len(lines())
+        with world.Upstream(FIRST, port=upstream.port):
+            self.assert_ended(self.seen("renew"), 0, "unchanged")
+        self.assertEqual(["old"], lines()[tried:])
+
+    def test_done_before_it_is_due(self):
+        """With `when = due`: a hook that succeeded at last is not told as pending any more."""
+        log, _ = self.log()
+        upstream = self.upstream()
+        self.downstream.key(NAME, FIRST)
+        self.assertEqual(1, self.cross("--from", upstream.source, "--when", "due",
+                                       "--deploy-hook", "test -e " + log).status)
+        world.write(log, "")
+        self.assert_ended(self.seen("renew"), 0, "not-due")
+        self.assert_ended(self.seen("status"), 0, "unchanged")
+
+    def test_corrected_by_hand(self):
+        """What stands in the conf in place of a hook that failed is run instead."""
+        log, lines = self.log()
+        upstream = self.upstream()
+        self.downstream.key(NAME, FIRST)
+        self.assertEqual(1, self.cross("--from", upstream.source, "--deploy-hook", "ech0").status)
+        conf = self.downstream.conf(NAME)
+        world.write(conf, world.read(conf).replace(b"ech0", b"echo ran >> " + log.encode()))
+        self.assert_ended(self.seen("renew"), 0, "unchanged")
+        self.assertEqual(["ran"], lines())
+
     def test_the_failed_line(self):
         """Status, last words, the command, and what happens next."""
         upstream = self.upstream()
@@ -1257,6 +1321,16 @@ class Hooks(Scene):
         self.downstream.assert_fits(self, NAME, FIRST)
         self.assertEqual(1, self.run_command("status").status)
         self.assertEqual(0, self.cross("--from", upstream.source).status)
+        self.assertEqual(["died", "ran"], lines())
+
+    def test_a_run_that_died_at_a_new_hook(self):
+        """It is owed from when it is remembered, though no certificate is new."""
+        log, lines = self.log()
+        upstream = self.in_service()
+        dies = "test -e {0} || {{ echo died > {0}; kill -9 $PPID; exit 1; }}; echo ran >> {0}"
+        self.assertEqual(-9, self.cross("--from", upstream.source, "--deploy-hook",
+                                        dies.format(log)).status)
+        self.assert_ended(self.seen("renew"), 0, "unchanged")
         self.assertEqual(["died", "ran"], lines())
 
     def test_a_new_hook_runs_on_its_crossing(self):
@@ -1522,6 +1596,16 @@ class Output(Scene):
         self.assertTrue(all(31 < ord(letter) < 127 for letter in seen[1]["detail"]))
         self.assertRegex(self.record(), r"\A[ -~\n]+\Z")
 
+    def test_hostile_paths(self):
+        """Escapes in a path that an administrator was given: ASCII, on a terminal too."""
+        path = os.path.join(world.scratch(self), "a\x1b[31mb.pem")
+        shutil.copy(FIRST.fullchain, path)
+        self.downstream.key(NAME, FIRST)
+        for result in (self.cross("--from", "file:" + path), self.run_command("status")):
+            self.assertEqual((0, ""), (result.status, result.err))
+            self.assertIn(r"a\x1b[31mb.pem", result.out)
+            self.assertRegex(result.out, r"\A[ -~\n]+\Z")
+
     def test_a_language_is_no_matter(self):
         """A bare C locale and a closed standard output are no traceback."""
         self.in_service()
@@ -1565,6 +1649,28 @@ class BadInput(Scene):
             self.assertEqual((status, ""), (result.status, result.out))
             self.assertIn("json: install python3", result.err)
         self.assertEqual(before, self.downstream.snapshot())
+
+    def test_no_difflib(self):
+        """That Python has none either: what is unknown is wrong usage all the same."""
+        folder = world.scratch(self)
+        world.write(os.path.join(folder, "difflib.py"), "raise ImportError(name='difflib')\n")
+        for arguments, hint in ((["renw"], "certferry renew"), ([NAME, "--forc"], "--force")):
+            result = self.run_command(*arguments, env={"PYTHONPATH": folder})
+            self.assertEqual((2, ""), (result.status, result.out), result)
+            self.assertRegex(result.err, r"\Acertferry: [ -~]+{}[ -~]*\n\Z".format(hint))
+
+    def test_a_conf_that_cannot_be_written(self):
+        """What failed after the deploy is not told as if the certificate were the one before."""
+        conf = self.downstream.conf(NAME)
+        self.downstream.key(NAME, FIRST)
+        # a link to nowhere that comes during the run
+        command = "mkdir -p -m 700 {}; ln -s nowhere {}; cat {}".format(
+            os.path.dirname(conf), conf, FIRST.fullchain)
+        seen = self.seen(NAME, "--ca-file", AUTHORITY.root, "--from", "exec:" + command)
+        self.assert_ended(seen, 1, "failed", "storage")
+        self.assert_one_problem(seen[0], conf)
+        self.downstream.assert_fits(self, NAME, FIRST)
+        self.assertNotIn("untouched", seen[0].err)
 
     def test_a_module_beside_it(self):
         """What lies in the folder of the script, one of downloads maybe, is not imported."""

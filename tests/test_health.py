@@ -4,6 +4,7 @@ Lineages are ferried from files where the source is no matter: that is quick, an
 a conf makes any of them one to warn of.
 """
 
+import json
 import os
 import pty
 import re
@@ -447,7 +448,7 @@ class Status(Scene):
             sources=(certferry.parse_source("up.example.net"),)))
         headings = ["NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS"]
         for columns, shown in ((160, 6), (100, 5), (80, 4), (60, 3)):
-            _, lines = certferry.status_lines([(lineage, outcome)], 0, columns)
+            _, lines = certferry.status_lines([(lineage, outcome)], 0, columns, "")
             self.assertEqual(headings[:shown] + ["PENDING"], re.split("  +", lines[1]), columns)
 
     def test_unknown(self):
@@ -566,6 +567,27 @@ class Status(Scene):
         self.assertEqual(1, self.there.run(NAME, "--from", "file:/nonexistent").status)
         self.renew()  # but what was pending was done, and is not done again
         self.assertEqual(b"ran\n", world.read(os.path.join(self.drop, "ran")))
+
+    def test_which_source_failed(self):
+        """The one that is told of, not the one that was good last."""
+        paths = [os.path.join(self.drop, name) for name in ("first.pem", "second.pem")]
+        world.write(paths[1], world.read(FIRST.fullchain))
+        self.lineage(**{"from": ["file:" + path for path in paths]})
+        self.renew()
+        world.write(paths[0], world.read(OTHER.fullchain))
+        os.unlink(paths[1])
+        self.renew(1)
+        self.assertIn(paths[0] + " refused for 1 run: key-mismatch", self.there.run("status").out)
+
+    @unittest.skipIf(os.geteuid(), "only root can give a directory away")
+    def test_what_it_skips(self):
+        """Another user's directory is named on standard error, beside what is well."""
+        self.make("ok")
+        os.chown(os.path.dirname(self.there.key("b.example.com", OTHER)), 12345, 12345)
+        result = self.there.run("status")
+        self.assertEqual(0, result.status, result)
+        self.assertRegex(result.err, r"\Acertferry: b\.example\.com: .*another user.*\n\Z")
+        self.assertNotIn("b.example.com", result.out)
 
     def test_two_hundred(self):
         """A large host is told in one line, a row for each, and soon."""
@@ -725,7 +747,26 @@ class Metrics(Scene):
     def test_dry_run(self):
         self.lineage()
         self.renew(0, "--dry-run", "--metrics", self.path)
+        self.there.run("status", "--dry-run", "--metrics", self.path)
         self.assertFalse(os.path.exists(self.path))
+
+    def test_a_time_later_than_now(self):
+        """It counts as never, here and in the table."""
+        self.lineage()
+        self.renew()
+        os.utime(self.there.state(NAME), (world.days(9),) * 2)
+        result = self.there.run("status", "--metrics", self.path)
+        self.assertRegex(result.out, r"\.pem +never +never")
+        self.assertEqual({"last_check_timestamp_seconds", "last_success_timestamp_seconds"},
+                         set(self.GAUGES).difference(self.read()))
+
+    def test_links_in_a_circle(self):
+        """What cannot be listed is told once; document and file are written all the same."""
+        os.symlink("live", os.path.join(self.there.config, "live"))
+        result = self.renew(1, "--json", "--metrics", self.path)
+        self.assertEqual({"lineages": []}, json.loads(result.out))
+        self.assertRegex(result.err, r"\Acertferry: .*/live.*\n\Z")
+        self.assertEqual(["run_duration_seconds"], list(self.read()))
 
     def test_a_place_that_is_none(self):
         """One line says so, and the ferry has gone on."""
@@ -1017,8 +1058,9 @@ class Output(Scene):
         self.offer(NAME, other)
         line = self.renew(1).err
         self.assertRegex(line, r"\A{}\n\Z".format(self.PROBLEM))
-        for word in ("RSA 2048", "ECDSA P-256", "--reuse-key", "--key", "88 more days"):
+        for word in ("RSA 2048", "ECDSA P-256", "--reuse-key", "--key"):
             self.assertIn(word, line)
+        self.assertRegex(line, "lasts 8[89] more days")  # 89 in the second of issue
         for credential in (FIRST, other):
             leaf = certferry.parse_certificate(world.certificates(credential.cert)[0])
             self.assertIn("sha256:" + certferry.fingerprint(leaf.public_key)[:16], line)

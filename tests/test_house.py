@@ -62,7 +62,7 @@ STANDARD_LIBRARY = """
 # Debian's python3-minimal has none of these: imported at the top they would stop everything there.
 NOT_IN_MINIMAL = """
     asyncio concurrent ctypes hmac http json logging pathlib queue secrets shlex shutil urllib
-    uuid""".split()
+    uuid difflib""".split()
 
 NEWER_NODES = "NamedExpr Match TryStar TypeAlias".split()
 LINE_COLUMNS, FUNCTION_LINES, FUNCTION_MEDIAN = 100, 40, 12

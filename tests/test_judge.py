@@ -510,6 +510,26 @@ class Succession(JudgeCase):
         self.assertEqual(0, self.there.run("renew").status)
         self.there.assert_fits(self, name, third)
 
+    def test_key_rolled_back_from(self):
+        """An offer for it is judged like any other before it is one that was rolled back."""
+        second, stranger = self.issue(), world.Authority(world.scratch(self), name="Stranger")
+        own, new = {"key": second.key}, {"key": self.first.key}
+        rows = [
+            row("good", self.issue(**own), "rolled-back", **new),
+            row("expired", self.issue(not_before=world.days(-90), not_after=world.days(-1), **own),
+                "expired", **new),
+            row("names", self.issue("example.net", **own), "names", **new),
+            row("untrusted", stranger.issue([NAME], **own), "untrusted", **new)]
+        self.begin(*rows)
+        for each in rows:
+            self.there.key(self.lineage(each), second, "privkey-next.pem")
+        self.prepare([each._replace(offer=join(second.fullchain)) for each in rows])
+        self.assertEqual(0, self.there.run("renew").status)
+        for each in rows:
+            self.assertEqual(0, self.there.run("rollback", self.lineage(each)).status)
+        self.follow(*rows)
+        self.assertEqual("deferred", self.run_all()[0]["good." + NAME]["result"])
+
     def test_force(self):
         """--force takes what is older, loses names or was rolled back from, and nothing else."""
         stranger = world.Authority(world.scratch(self), name="Stranger")

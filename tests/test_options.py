@@ -51,6 +51,7 @@ class Sources(unittest.TestCase):
            "up.example.net:https", "up.example.net/", "user@up.example.net", "-up.example.net",
            "up..example.net", "*.example.net", "a" * 64 + ".example.net", "x." * 127 + "xx",
            "256.0.0.1", "192.0.2", "[192.0.2.1]:443", "[::1", "[::g]:443",
+           "fe80::1%eth0", "[fe80::1%a b]:443",
            "http://up", "https://up.example.net", "smtp://", "smtp://mx/inbox", "file:", "exec:",
            "exec:  ", "vault://vault.example.net", "vault://vault.example.net/secret",
            "vault://vault.example.net/../secret/a", "azure://vault", "azure://vault/a/b",
@@ -92,7 +93,7 @@ class HostNames(unittest.TestCase):
     BAD = ("", ".", "..", "a..b", "a b", "a/b", "../a", "a\n", "a\tb", "-a.com", "a-.com",
            "*.a.com", "x" * 64 + ".com", "1.2.3", "1.2.3.4.5", "999.1.1.1", "a\x00b", "a:b",
            "\udcff.com",
-           "\u202e.com", "a,b", "$(id)", "a;b", "x" * 254)
+           "\u202e.com", "a,b", "$(id)", "a;b", "x" * 254, "fe80::1%eth0", "::1%a\nb")
 
     def test_good(self):
         """As certferry writes them."""
@@ -272,7 +273,8 @@ class Usage(unittest.TestCase):
         (["a/b.example"], "host name"), (["../example.com"], "host name"), ([".."], "host name"),
         (["exam ple.com"], "host name"), (["example.com\n"], "host name"),
         (["\x1b[2J\udcff.com"], "host name"), (["*.*.example.com"], "host name"),
-        (["x" * 5000], "host name"),
+        (["x" * 5000], "host name"), ([".".join(["x" * 59] * 3 + ["x" * 60])], "host name"),
+        (["fe80::1%eth0"], "host name"), (["::1%a\nb"], "host name"),
         ([NAME, "other.example.com"], "one NAME"), (["rollback"], "NAME"),
         ([NAME, "--colour"], "--colour"), ([NAME, "--forc"], "--forc"), ([NAME, "-x"], "-x"),
         ([NAME, "--from"], "--from"), ([NAME, "--from", "http://up"], "--from"),
@@ -284,7 +286,9 @@ class Usage(unittest.TestCase):
         ([NAME, "--sni", "a", "--sni", "b"], "--sni"), ([NAME, "--dry-run=yes"], "--dry-run"),
         (["renew", "--force"], "renew NAME --force"), (["renew", "--from", "up"], "--from"),
         (["renew", NAME, "--key", "-"], "--key"), (["renew", "--jitter", "soon"], "--jitter"),
-        ([NAME, "--jitter", "1"], "--jitter"),
+        ([NAME, "--jitter", "1"], "--jitter"), (["renew", "--jitter", ""], "--jitter"),
+        ([NAME, "--key", "a", "--key", "b"], "--key"),
+        (["renew", "--config-dir", "a"], "--config-dir"),  # beside the one that all have here
         (["status", "statuss"], "host name"), (["status", "--colour"], "--colour"),
         (["--colour", "status"], "--colour"), (["status", "--force"], "--force"),
         (["status", "--metrics", ""], "--metrics"),

@@ -3,6 +3,7 @@
 Tests with real servers want Debian's packages dovecot-imapd, postgresql, slapd, vsftpd.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -440,11 +441,67 @@ class Bounds(SourceCase):
             job = certferry.Job("tls", *upstream.source.split(":"), 20.0, NAME,
                                 certferry.binascii.crc32(leaf), "", "", "", "")
             numbers = [network.submit(job) for _ in range(300)]
+            self.assertFalse(network.has(numbers[0], 0))  # the last ones went out, too
             world.eventually(lambda: upstream.connections == 300)
             for number in numbers:
                 # with the chain from Python 3.13 on
                 self.assertEqual(leaf, certferry.read_pem(network.answer(number).data)[0][0])
         self.assertEqual("", network.broken)
+
+    def test_one_timeout_for_all_exchanges(self):
+        """Whether there is a certificate for the key's type is asked in the time that is left."""
+        log = os.path.join(world.scratch(self), "log")
+        python = self.patched("""
+submit, ask = certferry.Crossing.submit, certferry.Network.submit
+def later(self, source, **asked):
+    number = submit(self, source, **asked)
+    self.asked -= 14 * (not asked)  # so long its answer seems to have taken
+    return number
+def noted(self, job):
+    with open({!r}, "a") as log:
+        log.write("%g " % job.timeout)
+    return ask(self, job)
+certferry.Crossing.submit, certferry.Network.submit = later, noted
+""".format(log))
+        with world.Upstream(self.issue()) as upstream:
+            self.assert_result("key-mismatch", self.cross(
+                upstream.source, key=self.issue(key="rsa:2048"), python=python))
+        first, second = map(float, world.read(log).split())
+        self.assertEqual(20, first)
+        self.assertLessEqual(second, 6)
+
+    def test_nothing_stays(self):
+        """A run that is ended while it waits: what asks for it ends too, by itself or in time."""
+        def running():
+            """The commands of all processes that name the server."""
+            found = []
+            for path in glob.glob("/proc/[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    found.append(world.read(path))
+            return [command for command in found if server.source.encode() in command]
+
+        self.there.key(NAME, self.issue())
+        for source, seconds in (("smtp://{}", "60"), ("vault://{}/secret/a", "2")):
+            with self.subTest(source), world.Silent() as server:
+                process = self.there.start(
+                    NAME, "--from", source.format(server.source), "--timeout", seconds,
+                    env={"VAULT_TOKEN": "s.token"})
+                world.eventually(lambda server=server: server.connections)
+                self.assertTrue(running())
+                process.terminate()
+                process.communicate()
+                world.eventually(lambda: not running(), 20)
+
+    def test_a_command_that_leaves_one_behind(self):
+        """What it started may hold its standard error: it is over when it has ended itself."""
+        good, pid = self.issue(), os.path.join(world.scratch(self), "pid")
+        try:
+            self.assert_result("installed", self.cross(
+                "exec:sleep 300 >/dev/null & echo $! >{}; cat {}".format(pid, good.fullchain),
+                "--timeout", "10", key=good))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(world.read(pid)), signal.SIGKILL)
 
 
 class Addresses(SourceCase):

@@ -148,6 +148,15 @@ class VersionsCase(unittest.TestCase):
         """What servers read: {name: bytes}."""
         return {name: world.read(self.downstream.live(NAME, name)) for name in MEMBERS}
 
+    def overwrite_key(self, other):
+        """Another key, written through the link over that of the version in service."""
+        world.write(self.downstream.live(NAME, "privkey.pem"), world.read(other.key))
+
+    def told(self, *arguments):
+        """What one command tells of the lineage: (exit status, its object in JSON)."""
+        status, document = self.downstream.json(*arguments)
+        return status, document["lineages"][0]
+
     def assert_linked(self):
         """The four names are links through .current, which is a link to a version."""
         for name in MEMBERS:
@@ -247,6 +256,30 @@ class Broken(VersionsCase):
         self.assert_done(self.downstream.run(NAME, "--key", credential.key), "unchanged")
         self.downstream.assert_fits(self, NAME, credential)
         self.assertEqual(0, self.downstream.run("status").status)
+
+    def test_key_is_gone(self):
+        """It is put back from wherever it is found, which is told as a change."""
+        for case in world.in_turn((
+                "another version", "by hand", "by hand over an empty one", "--key", "source")):
+            with self.subTest(case):
+                self.new_downstream()
+                first = self.install(2 if case == "another version" else 1)
+                path = self.downstream.archive(NAME, self.current(), "privkey.pem")
+                if case == "by hand over an empty one":
+                    world.write(path, "")
+                else:
+                    os.unlink(path)
+                if case.startswith("by hand"):
+                    self.downstream.key(NAME, first)
+                self.offer(first, with_key=case == "source")
+                status, lineage = self.told(*(
+                    (NAME, "--key", first.key) if case == "--key" else ("renew",)))
+                self.assertEqual(
+                    (0, "installed" if case == "source" else "unchanged", True),
+                    (status, lineage["result"], lineage["changed"]), lineage)
+                self.downstream.assert_fits(self, NAME, first)
+                self.assert_done(self.renew(), "unchanged")
+                self.assertEqual(0, self.downstream.run("status").status)
 
     def test_junk_staged_key(self):
         """It is named, and neither stops a renewal nor hides the health of the set in service."""
@@ -570,10 +603,18 @@ class KeysByHand(VersionsCase):
         self.assertEqual([], self.staged())
 
     def test_replaced_by_itself(self):
-        """The same key as a plain file becomes a link again, nothing is staged."""
+        """The same key as a plain file is left alone until the next command, nothing is staged."""
         first = self.install()
         self.downstream.key(NAME, first)
-        self.assert_done(self.renew(), "unchanged")
+        path = self.downstream.live(NAME, "privkey.pem")
+        for again in (path, first.key + ".other"):  # in another encoding, too
+            if again != path:
+                world.openssl("ec", "-in", first.key, "-out", again)
+                world.write(path, world.read(again), 0o600)
+            self.assert_done(self.renew(), "unchanged")
+            self.assertFalse(os.path.islink(path))
+            self.downstream.assert_fits(self, NAME, first)
+        self.assert_done(self.ferry(), "unchanged")
         self.downstream.assert_fits(self, NAME, first)
         self.assert_linked()
         self.assertEqual([], self.staged())
@@ -591,6 +632,42 @@ class KeysByHand(VersionsCase):
         new = self.offer(self.issue(other.key))
         self.assert_done(self.renew())
         self.downstream.assert_fits(self, NAME, new)
+
+    def test_put_back_is_a_change(self):
+        """A key that is staged and the fitting one put back: the document says so, once."""
+        self.install(2)
+        self.overwrite_key(self.issue())
+        for changed in (True, False):
+            status, lineage = self.told("renew")
+            self.assertEqual((0, "unchanged", changed),
+                             (status, lineage["result"], lineage["changed"]))
+
+    def test_pair_by_hand(self):
+        """A pair that fits, in place of the links, stays until the next deploy or command."""
+        for up, case in world.in_turn(
+                (up, case) for up in (True, False) for case in ("crossing", "deploy")):
+            with self.subTest(case, up=up):
+                self.new_downstream()
+                first, other = self.install(), self.issue()
+                for name in MEMBERS:
+                    os.unlink(self.downstream.live(NAME, name))
+                self.lay_plain(other)
+                before = self.contents()
+                if not up:
+                    os.unlink(self.source)
+                for _ in range(2):
+                    self.assertNotIn("Traceback", self.renew().err)
+                    self.assertEqual(before, self.contents())
+                if case == "crossing":
+                    self.offer(first)
+                    self.assert_done(self.ferry(), "unchanged")
+                else:
+                    first = self.offer(self.issue(first.key))
+                    self.assert_done(self.renew())
+                self.downstream.assert_fits(self, NAME, first)
+                self.assert_linked()
+                self.assertEqual([world.public_key(other.key)],
+                                 [world.public_key(path) for path in self.staged()])
 
     def test_written_through_the_only_version(self):
         """With no older version the misfit is critical, until an offer for the new key comes."""
@@ -646,6 +723,38 @@ class KeysByHand(VersionsCase):
         self.assertEqual(2, self.hooks() - 1)
 
 
+class DryRun(VersionsCase):
+    """What a dry run tells is what the run after it does and tells."""
+
+    def test_after_a_hand(self):
+        """Result, reason, change and version are the same, and the dry run writes nothing."""
+        cases = [
+            ("a key with its offer", 1,
+             lambda other: self.downstream.key(NAME, self.offer(other))),
+            ("a key", 1, lambda other: self.downstream.key(NAME, other)),
+            ("a key through the link", 2, self.overwrite_key),
+            ("other content", 1,
+             lambda _: world.write(self.downstream.live(NAME, "cert.pem"), "junk\n")),
+            ("rollback", 2, lambda _: os.unlink(self.downstream.archive(NAME, 1, "cert.pem"))),
+        ]
+        for case, count, spoil in world.in_turn(cases):
+            with self.subTest(case):
+                self.new_downstream()
+                self.install(count)
+                spoil(self.issue())
+                before, told = self.downstream.snapshot(), []
+                for options in (("--dry-run",), ()):
+                    status, lineage = self.told(
+                        *(("rollback", NAME) if case == "rollback" else ("renew",)), *options)
+                    told.append([status] + [lineage[name] for name in (
+                        "result", "reason", "changed", "version")])
+                    if options:
+                        self.assertEqual([], world.changed(before, self.downstream.snapshot()))
+                self.assertEqual(told[1], told[0])
+                self.assertTrue(told[1][3], told)
+                self.downstream.assert_fits(self, NAME)
+
+
 class Modes(VersionsCase):
     """Nothing gets wider; owner, group, mode and ACL of a key go on to the next."""
 
@@ -685,6 +794,27 @@ class Modes(VersionsCase):
         self.renew()
         self.downstream.assert_fits(self, NAME)
         self.assertEqual(0o600, self._facts(2)[0])
+
+    def test_put_back_no_wider(self):
+        """A key that is put back from an open file has the mode of what was in its place."""
+        self.install(2)
+        os.chmod(self.downstream.archive(NAME, 1, "privkey.pem"), 0o644)
+        os.chmod(self.downstream.archive(NAME, 2, "privkey.pem"), 0o600)
+        self.overwrite_key(self.issue())
+        self.assert_done(self.renew(), "unchanged")
+        self.downstream.assert_fits(self, NAME)
+        self.assertEqual(0o600, self._facts(2)[0])
+
+    def test_rolled_back(self):
+        """A key that is gone back to is like the one that it replaces."""
+        self.install(2)
+        path = self.downstream.archive(NAME, 2, "privkey.pem")
+        if not os.geteuid():
+            os.chown(path, 0, STRANGER)
+        os.chmod(path, 0o640)
+        self.assert_done(self.downstream.run("rollback", NAME))
+        self.assertEqual(0o640, self._facts(1)[0])
+        self.assertEqual(self._facts(2), self._facts(1))
 
     def test_closed_parent(self):
         """Folders have the mode of their parent: in a 0700 tree everything is 0700."""
@@ -1031,6 +1161,40 @@ class Rollback(VersionsCase):
         self.assert_refused(self.renew())
         self.downstream.assert_fits(self, NAME, second)
 
+    def test_key_is_not_there(self):
+        """It comes back from where it is found, else the version in service stays as it is."""
+        for spoilt, found in world.in_turn((
+                ("overwritten", "staged"), ("overwritten", ""), ("removed", "another version"),
+                ("removed", "staged"), ("removed", ""))):
+            with self.subTest(spoilt, found=found):
+                self.new_downstream()
+                first = self.install()
+                second = self.issue(first.key if found == "another version" else None)
+                if spoilt == "overwritten":
+                    self.overwrite_key(second)
+                self.offer(second, with_key=spoilt == "removed")
+                self.assert_done(self.renew())
+                if spoilt == "removed":
+                    os.unlink(self.downstream.archive(NAME, 1, "privkey.pem"))
+                if found == "staged":
+                    self.downstream.key(NAME, first, "privkey-old.pem")
+                before, result = self.contents(), self.rollback()
+                if found:
+                    self.assert_done(result)
+                    self.downstream.assert_fits(self, NAME, first)
+                else:
+                    self.assert_refused(result, "no private key that fits")
+                    self.assertEqual(before, self.contents())
+                    self.downstream.assert_fits(self, NAME, second)
+
+    def test_certificate_is_not_there(self):
+        """A cert.pem that the version gone back to has lost is made again."""
+        first = self.install()
+        self.install(1, first.key)
+        os.unlink(self.downstream.archive(NAME, 1, "cert.pem"))
+        self.assert_done(self.rollback())
+        self.downstream.assert_fits(self, NAME, first)
+
     @world.needs("faketime")
     def test_previous_is_not_valid(self):
         """A version that has expired by now is not gone back to."""
@@ -1111,7 +1275,31 @@ class Pruning(VersionsCase):
         new = self.offer(self.issue(first.key))
         self.assert_done(self.renew())
         self.downstream.assert_fits(self, NAME, new)
-        self.assertEqual([2, 3, 4, 5, 6], self.versions())
+        self.assertEqual([1, 2, 3, 4, 5, 6], self.versions())
+        self.assert_done(self.downstream.run("rollback", NAME))
+        self.assertEqual(1, self.current())
+
+    def test_in_service_until_the_deploy(self):
+        """It stays, too, where a third key replaces it, and is what is gone back to."""
+        first = self.install()
+        for command in (("renew",), ("rollback", NAME), ("renew",), ("rollback", NAME)):
+            if command == ("renew",):
+                new = self.offer(self.issue())
+                self.downstream.key(NAME, new, "privkey-next.pem")
+            self.assert_done(self.downstream.run(*command))
+            self.downstream.assert_fits(self, NAME, first if "rollback" in command else new)
+        self.assertEqual((1, True), (self.current(), 3 in self.versions()))
+
+    def test_folder_in_a_version(self):
+        """What an administrator put into a version goes with it, and stops nothing."""
+        self._rotate("A")
+        os.mkdir(self.downstream.archive(NAME, 1, "old"))
+        world.write(self.downstream.archive(NAME, 1, "old", "notes"), "")
+        self._rotate("BC")
+        self.assertEqual([2, 3], self.versions())
+        result = self.renew()
+        self.assert_done(result, "unchanged")
+        self.assertEqual("", result.err)
 
     def test_others_are_left(self):
         """Neither certbot's archive nor another lineage's versions are pruned."""
@@ -1157,6 +1345,16 @@ class Recovery(VersionsCase):
         self.renew("--dry-run")
         self.downstream.run("status")
         self.assertEqual([], world.changed(before, self.downstream.snapshot()))
+
+    def test_links_before_the_rename(self):
+        """A key alone beside links that lead nowhere yet is still taken by `renew`."""
+        name = "127.0.0.1"
+        self.downstream.key(name, self.issue())
+        for member in MEMBERS[:3]:
+            os.symlink(".current/" + member, self.downstream.live(name, member))
+        result = self.renew("--json")
+        self.assertIn('"name": "{}"'.format(name), result.out)
+        self.assertNotIn("another tool", result.err)
 
     def test_damaged_version(self):
         """A version that lost a file is not gone back to, and stops nothing."""
