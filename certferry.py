@@ -262,7 +262,7 @@ def host_name(text):
         import ipaddress  # 3 ms
         return ipaddress.IPv6Address(text).compressed
     if max(text, default="") > "\x7f":
-        text = text.encode("idna").decode()  # 4 ms
+        text = os.fsencode(text).decode().encode("idna").decode()  # 4 ms
     text = text[:-1] if text.endswith(".") else text
     numbers = [part.isdigit() and int(part) < 256 for part in text.split(".")]
     if not re.match(HOST_NAME, text) or is_address(text) and numbers != [True] * 4:
@@ -273,7 +273,7 @@ def host_name(text):
 def is_lineage_name(text):
     """Say whether a text is a lineage's name as it is: with a dot, or an address."""
     # a disk takes names of 255 characters, and those of temporary files are longer
-    return quietly(host_name, text) == text and len(text) < 230 and (
+    return quietly(host_name, text) == text and len(text) < 215 and (
         "." in text or is_address(text))
 
 
@@ -309,7 +309,7 @@ def parse_source(text):
         return Source(scheme, host, port, path, shown.replace("tls://", ""))
     raise ValueError("%s: write HOST[:PORT], file:PATH, exec:COMMAND, or one of %s with ://HOST"
                      "[:PORT], for vault /MOUNT/PATH, for azure /NAME" % (
-                         plain(text, 80), " ".join(sorted(_PORTS))))
+                         plain(text, 80), " ".join(_PORTS)))
 
 
 def _parse_domain(text):
@@ -627,6 +627,7 @@ def _domains(value):
     return tuple(names)
 
 
+@functools.lru_cache(maxsize=None)  # it is asked again about what is in service
 def parse_certificate(der):
     """Return the Certificate that the DER bytes hold; ValueError where they hold none."""
     body, algorithm, _ = _sequence(der, 0x30, 0x30, 0x03)
@@ -863,9 +864,9 @@ def own_process(serve, unprivileged):
 
 
 def kill_group(process):
-    """Kill a process that leads a session of its own, and what it started."""
+    """Kill a process, and what it started where it leads a session of its own."""
     quietly(os.killpg, process.pid, SIGKILL)
-    process.kill()  # where that one is not permitted
+    process.kill()
     process.wait()
 
 
@@ -878,7 +879,7 @@ def converse(process, feeds, deadline, limit):
     """Write {descriptor: memoryview} to a process; return (its output, its errors), both bounded.
 
     TimeoutError when the deadline (monotonic seconds) passes, ValueError over the limit; the
-    process is killed then. Ends when both pipes end.
+    process is killed then. Ends when both pipes end, or with the process.
     """
     outputs = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
     reading = list(outputs)
@@ -1286,7 +1287,7 @@ class _Pool:
             if answer.reason in ("timeout", "unreachable") and now - started > job.timeout / 4:
                 # not one that is slow, and answers others
                 if now - self.heard.get(upstream, 0) > job.timeout * 0.75:
-                    self.vain[upstream] = answer
+                    self.vain.setdefault(upstream, answer)
             elif answer is not self.vain.get(upstream):
                 self.heard[upstream] = now
                 self.vain.pop(upstream, None)
@@ -1353,6 +1354,9 @@ def offer_of(source, function, *arguments):
         certificates, key = read_pem(answer.data)
         if not certificates:
             raise ValueError("no certificate in it")
+        if source.may_hold_key:  # in any order: authorities, by their constraints, come last
+            certificates.sort(key=lambda der: bool(re.search(
+                rb"\x55\x1d\x13(\x01\x01\xff)?\x04.\x30.\x01\x01\xff", der, re.S)))
     except Failure as failure:
         where = source.text + " " if failure.reason else ""  # else this host lacks something
         raise Failure(failure.reason, where + str(failure), failure.hint)
@@ -1497,7 +1501,7 @@ def _read_regular(path):
     """Return the bytes of a regular file, at most one more than an offer may have; or OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # here links in a circle end, too
         raise OSError(errno.EINVAL, "no regular file", path)
-    _refuse_links(os.path.join(os.getcwd(), path))
+    _refuse_links(path)
     descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     with open(descriptor, "rb") as file:
         return file.read(MAX_OFFER + 1) or b""  # None: it has become a pipe
@@ -1673,7 +1677,7 @@ def days_left(certificate, now):
 
 def describe_key(public_key):
     """Return the kind and fingerprint of a public key as messages show them."""
-    return "%s sha256:%s" % (key_kind(public_key), fingerprint(public_key)[:16])
+    return key_kind(public_key) + " sha256:" + fingerprint(public_key)[:16]
 
 
 def _lacking(case):
@@ -2116,8 +2120,7 @@ def mend_links(place, current, replace=False, write=True):
         words, real = path, real_path(place, path)
         if path in differing and path.endswith("privkey.pem") and os.path.exists(real):
             public = public_key_of(real)
-            beside = not replace and load_version(place, 0) or current
-            if not replace and fits(public, beside.leaf):
+            if not replace and fits(public, (load_version(place, 0) or current).leaf):
                 continue
             if not fits(public, current.leaf):  # no private key is ever thrown away
                 words += " (what was there is staged as %s)" % (
@@ -2155,27 +2158,25 @@ def mend_key(place, version, write):
     """See that the private key of a version fits; return (path of one that does or None, what was
     done): another version's, a staged one or one put there by hand is put back, and what was
     written over it is staged."""
-    target, done = version.folder + "/privkey.pem", ""
-    found = quietly(read_file, target, MAX_KEY) or b""
-    public = public_key_of(target) if b"ENCRYPTED" in found else quietly(public_half, found, True)
+    target, done = real_path(place, version.folder + "/privkey.pem"), []
+    found = read_file(target, MAX_KEY) if os.path.lexists(target) else b""
+    public = found and public_key_of(target)
     if public and fits(public, version.leaf):
-        return target, ""
+        return target, done
     paths = [each.folder + "/privkey.pem" for each in load_versions(place)
              if each.number != version.number] + [place.members[3]] + staged_keys(place)
     fitting = next((path for path in paths
                     if quietly(public_key_of, path) == version.leaf.public_key), None)
     if public and found not in [quietly(read_file, path, MAX_KEY) for path in paths]:
-        done = "a key that does not fit was written over %s: it is staged as %s" % (
-            target, write and stage_key(place, found, public))
+        done = ["a key that does not fit was written over %s: it is staged as %s" % (
+            target, write and stage_key(place, found, public))]
     if fitting:
-        done += ", " * bool(done) + "the key of %s is back" % version.folder
+        done.append("the key of %s is back" % version.folder)
     if not fitting or not write:
         return fitting, done
     # the mode that it has here, unless that is wider
     write_file(target, read_file(fitting, MAX_KEY), like=min(
         [target] * os.path.isfile(target) + [fitting], key=lambda path: os.stat(path).st_mode & 7))
-    if fitting in staged_keys(place):
-        remove(fitting)
     return target, done
 
 
@@ -2249,14 +2250,15 @@ def remove_unfinished(place, number, litter):
 
 def point_to(place, version, like=None):
     """Make a version the current one: the one instant of change; then whatever is no link yet.
-    Its key gets the mode of the one that it replaces, `like`, if it has not.
+    Its key gets the mode of the one that it replaces, `like`, unless everybody has a right there.
 
     1. names that are missing become links to .current/NAME.pem, dangling if need be
     2. .current is replaced in one rename
     3. plain files and other links are replaced by links
     4. the links' own times are touched: inotify on a path through a link sees nothing otherwise
     """
-    if like:
+    info = like and quietly(os.stat, like)
+    if info and not info.st_mode & 7:
         quietly(_dress, version.folder + "/privkey.pem", like)
     for name, path in zip(MEMBERS, place.members):  # 1
         if not os.path.lexists(path):
@@ -2310,15 +2312,12 @@ def adopt(lineage):
 
 def prune(place, current, before):
     """Remove versions: kept are the current one, the one `before` it, which a rollback goes to, and
-    the five newest, at most two keys among them.
-
-    Of keys that are not the current one only one version stays.
-    """
+    the five newest; of keys that are not the current one only one version."""
     newest = load_versions(place)[:KEPT_VERSIONS]
     others = [version for version in [before] * bool(before) + newest
               if version.leaf.public_key != current.leaf.public_key]
-    kept = [version.number for version in newest if version not in others[1:]]
-    kept += [version.number for version in (current, before) if version]
+    kept = [version.number for version in newest if version not in others[1:]] + [
+        version.number for version in (current, before) if version]
     for number in version_numbers(place):
         if number not in kept:
             remove(place.version(number))
@@ -2411,7 +2410,7 @@ def run_hook(hook, config, environment, variables, pass_on):
 
 def alert_wanted(state, health, now):
     """Say whether alert hooks have to run: at a turn to, within or from bad health, and daily."""
-    bad = ("warning", "critical", "unknown")
+    bad = "warning critical unknown".split()
     if health in bad:
         # a timer's accuracy must not make it a day and a half
         return state.told != health or not 0 <= now - (state.told_at or 0) < DAY - 600
@@ -2626,11 +2625,10 @@ def is_ours(place):
     """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
     if os.path.lexists(place.conf) or os.path.lexists(place.pointer):
         return True
-    names = quietly(list_folder, place.live) or ()
     # dangling links are ours, from a first crossing that was interrupted
-    return "privkey.pem" in names and not any(
-        re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name)
-        and os.path.exists(place.live + "/" + name) for name in names)
+    return os.path.exists(place.members[3]) and not any(
+        re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) and os.path.exists(
+            place.live + "/" + name) for name in quietly(list_folder, place.live) or ())
 
 
 def load_lineage(place):
@@ -2868,6 +2866,7 @@ class Crossing:
             self.add_key()
         self.sources = self.options.sources or (parse_source(self.name),)
         self.check_key()
+        self.tend_staged()
         current = self.current
         if self.command != "NAME" and not (self.command == "renew" and (
                 run.force or self.options.when == "always" or not current
@@ -2882,24 +2881,26 @@ class Crossing:
         """Take note of what was made whole, or would be."""
         self.changed = self.changed or bool(paths)
         if paths and not self.dry_run:
-            self.say("made whole again from the current version: " + " ".join(paths))
+            self.say("mended: " + " ".join(paths))
 
     def mend(self):
-        """Remove what an interrupted run left, make live links whole, see to staged keys."""
+        """Remove what an interrupted run left, make certificates and live links whole."""
         place, current, write = self.place, self.current, not self.dry_run
         removed = write and remove_unfinished(place, self.before.state.unfinished, self.run.litter)
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            self.tell_mended(
-                mend_certificates(current, write) + mend_links(place, current, write=write))
-        for path in staged_keys(place):
-            own = self.key and quietly(read_file, self.key, MAX_KEY)
-            if write and own and quietly(read_file, path, MAX_KEY) == own:
-                remove(path)  # it has become the lineage's, and the run died there
+            self.tell_mended(mend_certificates(current, write)
+                             + mend_links(place, current, False, write))
+
+    def tend_staged(self):
+        """Remove a staged key that has become the lineage's, tell of one that waits for long."""
+        own = self.key and not self.misfit and quietly(read_file, self.key, MAX_KEY)
+        for path in staged_keys(self.place):
+            if own and not self.dry_run and quietly(read_file, path, MAX_KEY) == own:
+                remove(path)  # the run died there
             elif self.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
-                self.say("%s waits for over %d days" % (path, STAGED_KEY_DAYS), "remove it if it "
-                         "was forgotten")
+                self.say(path + " waits for over 30 days", "remove it if it was forgotten")
 
     def add_key(self):
         """Take the private key of --key: the lineage's if it has none, else a staged one."""
@@ -2927,12 +2928,11 @@ class Crossing:
             return
         if current and current.number:
             fitting, done = mend_key(self.place, current, not self.dry_run)
+            self.tell_mended(done)
             self.key = fitting or self.key  # --key in a dry run: only in memory
             self.misfit = not fitting and current.leaf.public_key not in (self.keys or ())
-            self.changed = self.changed or bool(done)
-            if done and not self.dry_run:
+            if not self.dry_run:
                 self.keys = None
-                self.say(done)
         elif self.key:
             public = public_key_of(self.key)
             if current and not fits(public, current.leaf):
@@ -3005,9 +3005,10 @@ class Crossing:
         # a run that died at a change of keys may have retired the one in service
         retired = set(state.retired) - {current and fingerprint(current.leaf.public_key)}
         if self.run.force:
-            retired = ()
+            retired = rolled = ()
             for path in [version.folder + "/privkey.pem" for version in versions]:
-                keys.setdefault(quietly(public_key_of, path) or b"", path)
+                keys.setdefault(quietly(public_key_of, path), path)
+            keys.pop(None, None)
         return keys, retired, replaced, state.rolled_back, rolled
 
     def trust(self, leaf, others):
@@ -3052,11 +3053,7 @@ class Crossing:
             ders = (offer.leaf,) + (offer.chain or ())
             for der in ders:
                 check_strict(der)
-            parsed = list(map(parse_certificate, ders))
-            if offer.source.may_hold_key:  # in any order: the leaf is what issued no other
-                issuers = {each.issuer for each in parsed if each.issuer != each.subject}
-                parsed.sort(key=lambda each: (each.subject in issuers, each.issuer == each.subject))
-            leaf, *others = parsed
+            leaf, *others = map(parse_certificate, ders)
             public = leaf_public_key(leaf.der)
             carried = public_half(offer.key.pem, False) if offer.key else None
             if not public:
@@ -3071,8 +3068,8 @@ class Crossing:
         if MUST_STAPLE in leaf.extensions and self.is_news(offer):
             self.say("the certificate asks for OCSP stapling", "see that the server staples")
         chain = tuple(issuer.der for issuer in issuers)
-        return (offer._replace(leaf=leaf.der, chain=chain, key=keys.get(public, offer.key)), leaf,
-                public, carried, trust, keys, *marks)
+        return (offer._replace(chain=chain, key=keys.get(public, offer.key)), leaf, public, carried,
+                trust, keys, *marks)
 
     def ask(self, source, **asked):
         """Return the accepted offer of a source: of the key type that is here, and of the other
@@ -3082,6 +3079,8 @@ class Crossing:
                                          self.options.timeout, self.run.environment))
         number, self.number = self.number or self.submit(source, **asked), None
         offer = offer_of(source, self.run.network.answer, number)
+        if not asked:  # the answer may have lain here while others' hooks ran
+            self.asked = max(self.asked, time.monotonic() - self.options.timeout * 0.75)
         # remembered, so that later runs need no extra exchange for the type of key
         want = asked.get("want") or self.state.way.partition(" ")[0]
         try:
@@ -3135,9 +3134,7 @@ class Crossing:
             return self.put_in_service(Version(number, "", leaf, offer.chain), state)
         self.put_in_service(install_version(
             self, leaf, offer.chain, self.key if is_own else offer.key, state), state)
-        for path in staged_keys(place):
-            if quietly(public_key_of, path) == leaf.public_key:
-                remove(path)
+        self.tend_staged()
         prune(place, self.current, previous)  # last: what replaced it is synced by now
 
     def take_over(self):
@@ -3174,10 +3171,11 @@ class Crossing:
         if merged != self.given:
             known = self.given.get("deploy-hook", ())
             new = tuple(hook for hook in self.options.deploy_hooks if hook not in known)
-            self.state, self.changed = self.state._replace(owed=self.state.owed + new), True
+            state, self.changed = self.state._replace(owed=self.state.owed + new), True
             if not self.dry_run:
-                save_state(self.place, self.state)
+                save_state(self.place, state)
                 save_conf(self.place, merged)
+            self.state = state
 
     def finish(self):
         """Run the hooks that are due, all after a deploy, else what is owed; then look at the
@@ -3195,12 +3193,13 @@ class Crossing:
             "RENEWED_DOMAINS": " ".join(self.current.leaf.domains)})
         self.lines += ["hook         %s: %s" % (plain(hook), wrong or "done (%.1f s)" % seconds)
                        for hook, wrong, seconds in done]
-        failed = [(hook, wrong) for hook, wrong, _ in done if wrong]
-        self.state = state._replace(owed=tuple(hook for hook, _ in failed), unserved=False)
-        for hook, wrong in failed:
-            raise Failure("hook", "%s, but a hook failed (%s): %s" % (
-                "installed" if self.fresh else "unchanged", wrong, plain(hook)),
-                "it is tried again at every run; to change it: --deploy-hook")
+        self.state = state._replace(
+            owed=tuple(hook for hook, wrong, _ in done if wrong), unserved=False)
+        for hook, wrong, _ in done:
+            if wrong:
+                raise Failure("hook", "%s, but a hook failed (%s): %s" % (
+                    "installed" if self.fresh else "unchanged", wrong, plain(hook)),
+                    "it is tried again at every run; to change it: --deploy-hook")
         if hooks:
             self.served = []  # what was seen before tells nothing now
         self.check_served(SERVED_SECONDS if hooks or again or state.owed else 0)
@@ -3257,8 +3256,6 @@ class Crossing:
                 self.state = state
         if not self.failure and self.command == "NAME":
             self.attempt(self.remember)
-        if self.failure and self.changes and not self.fresh:  # they are not remembered
-            self.options, self.served = self.before.options, []
 
     def roll_back(self):
         """Make the version before current again, and keep the one rolled back from out."""
@@ -3268,13 +3265,15 @@ class Crossing:
             raise Failure(None, "there is no earlier version to go back to", (
                 "versions are kept in %s/%s@N" % (place.archive, self.name)))
         leaf = target.leaf
-        if not mend_key(place, target, not self.dry_run)[0]:
-            raise Failure("key-mismatch", "version %d has no private key that fits" % target.number,
-                          "bring it with certferry %s --key PEM" % self.name)
         if not leaf.not_before <= now <= leaf.not_after:
             raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
                 "version %d is not valid now (%s to %s)" % (target.number, iso_time(
                     leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
+        fitting, done = mend_key(place, target, not self.dry_run)
+        self.tell_mended(done)
+        if not fitting:
+            raise Failure("key-mismatch", "version %d has no private key that fits" % target.number,
+                          "bring it with certferry %s --key PEM" % self.name)
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
         state = self.owing(leaf, unfinished=target.number, rolled_back=(
@@ -3293,6 +3292,8 @@ class Crossing:
             self.attempt(self.roll_back)
         elif not self.failure:
             self.cross()
+        if self.failure and self.changes and not self.fresh:  # they are not remembered
+            self.options, self.served = self.before.options, []
         self.ours = self.ours and (self.fresh or not is_rollback)
         if self.ours and self.current and not (self.unreadable or self.dry_run):
             self.attempt(self.finish)
@@ -3305,11 +3306,8 @@ class Crossing:
             over = state.result == "pending" and not (state.owed or state.unserved)
             return state._replace(result="unchanged", reason=None, detail="") if over else state
         if offer:
-            leaf = self.current and self.current.leaf
-            if not leaf or leaf.der != offer.leaf:  # it could not be put in place
-                leaf = parse_certificate(offer.leaf)
             state = state._replace(source=offer.source.text, way=offer.way,
-                                   upstream_not_after=leaf.not_after)
+                                   upstream_not_after=parse_certificate(offer.leaf).not_after)
         if result not in ("installed", "unchanged"):
             again = (state.result, state.reason) == (result, failure.reason)
             since, runs = (state.since, state.runs + 1) if again else (self.now, 1)
@@ -3336,7 +3334,7 @@ class Crossing:
         before = self.before.state
         known = self.command != "NAME" or result in SOUND + WELL or self.fresh or (
             (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
-                run.pem is None and not self.changes
+                run.pem is None and self.given == merge_options(self.given, self.changes)
                 and (os.path.lexists(place.conf) or self.current and self.current.number))
         ours = self.ours or shown.reason == "certbot" and self.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or self.dry_run):
@@ -3478,7 +3476,8 @@ def _help(command):
     lines = ["  %-27s %s" % ("%4s--%s %s" % (short.get(name, ""), name, takes.strip("-")), words)
              for name, (takes, commands, words) in _OPTIONS.items()
              if commands == "all" or command in commands]
-    return ["usage:"] + usage + _EXAMPLES[command].split("\n") + lines
+    usage = "usage: " + "\n       ".join(usage)
+    return usage.split("\n") + _EXAMPLES[command].split("\n") + lines
 
 
 def _nearest(word):

@@ -674,7 +674,10 @@ class KeysByHand(VersionsCase):
         self.install()
         other = self.issue()
         world.write(self.downstream.live(NAME, "privkey.pem"), world.read(other.key))
-        self.assertNotIn("Traceback", self.renew().err)
+        self.assertIn("staged as", self.renew().err)
+        staged = self.staged()
+        self.assertNotIn("staged as", self.renew().err)  # once
+        self.assertEqual(staged, self.staged())
         status, document = self.downstream.json("status")
         self.assertEqual((2, "critical"), (status, document["lineages"][0]["health"]))
         new = self.offer(self.issue(other.key))
