@@ -2195,7 +2195,7 @@ def _stage_version(lineage, folder, members, key):
     # a key moved in from a home folder must not keep its SELinux label
     key_label, label = (quietly(lambda path: os.getxattr(path, "security.selinux"), path)
                         for path in (like or folder, place.archive))
-    if key == like and "@" not in os.path.dirname(key) and key_label == label:
+    if key == like and not (before and before.number) and key_label == label:
         quietly(os.link, key, target)  # not between file systems
     if not os.path.lexists(target):
         pem = key.pem if isinstance(key, Secret) else read_file(key, MAX_KEY)
@@ -2881,7 +2881,7 @@ class Crossing:
         """Take note of what was made whole, or would be."""
         self.changed = self.changed or bool(paths)
         if paths and not self.dry_run:
-            self.say("mended: " + " ".join(paths))
+            self.say("taken care of: " + ", ".join(paths))
 
     def mend(self):
         """Remove what an interrupted run left, make certificates and live links whole."""
@@ -2931,8 +2931,7 @@ class Crossing:
             self.tell_mended(done)
             self.key = fitting or self.key  # --key in a dry run: only in memory
             self.misfit = not fitting and current.leaf.public_key not in (self.keys or ())
-            if not self.dry_run:
-                self.keys = None
+            self.keys = self.keys if self.dry_run else None
         elif self.key:
             public = public_key_of(self.key)
             if current and not fits(public, current.leaf):
@@ -3151,7 +3150,7 @@ class Crossing:
                      "mounted")
 
     def put_in_place(self):
-        """Deploy what is new; else adopt loose files, and refuse a key that does not fit."""
+        """Deploy what is new; else adopt loose files."""
         live, before = self.place.live, self.current
         if self.is_news(self.offer):
             self.deploy()
@@ -3161,9 +3160,6 @@ class Crossing:
         if self.command == "NAME" and self.current is not before:
             self.lines += ["certificate  %s/fullchain.pem" % live,
                            "private key  %s/privkey.pem" % live]
-        if self.misfit:
-            raise Failure("key-mismatch", "%s/privkey.pem does not fit the certificate in service"
-                          % live, "bring the right one: certferry %s --key PEM" % self.name)
 
     def remember(self):
         """Write the options that this command gave; hooks that are new are owed from then on."""
@@ -3246,6 +3242,10 @@ class Crossing:
         if self.offer:
             self.failure = None  # of another source
             self.attempt(self.put_in_place)
+        if self.misfit:  # nothing is graver
+            self.failure = Failure(
+                "key-mismatch", self.place.live + "/privkey.pem does not fit the certificate in "
+                "service", "bring the right one: certferry %s --key PEM" % self.name)
         # what can wait is no failure, so that what is pending is still tried and told
         if self.failure and self.can_wait():
             self.failure, self.waiting = None, self.failure

@@ -325,6 +325,17 @@ class FirstCrossing(Scene):
         self.assert_one_problem(seen[0], "this very machine", "--from", name="127.0.0.1")
         self.assertFalse(os.path.exists(self.downstream.conf("127.0.0.1")))
 
+    def test_a_working_directory_that_is_gone(self):
+        """A file by its absolute path is a good source all the same."""
+        folder = world.scratch(self)
+        python = world.write(os.path.join(folder, "python"), (
+            "#!/bin/sh\nmkdir {0} && cd {0} && rmdir {0} && exec {1} \"$@\"\n".format(
+                os.path.join(folder, "gone"), sys.executable)), 0o755)
+        self.downstream.key(NAME, FIRST)
+        result = self.cross("--from", "file:" + FIRST.fullchain, python=python)
+        self.assertEqual((0, ""), (result.status, result.err), result)
+        self.downstream.assert_fits(self, NAME, FIRST)
+
     def test_address_as_name(self):
         """A certificate for an IP address; no server name is sent for one."""
         credential = AUTHORITY.issue(["192.0.2.1"])
@@ -1275,6 +1286,22 @@ class Hooks(Scene):
         with world.Upstream(FIRST, port=upstream.port):
             self.assert_ended(self.seen("renew"), 0, "unchanged")
         self.assertEqual(["old"], lines()[tried:])
+
+    def test_a_try_with_an_unusable_key(self):
+        """Refused before anything: its hook is not run, the hook that is owed still is."""
+        log, lines = self.log()
+        self.downstream.key(NAME, FIRST)
+        upstream, old = self.upstream(), "echo old >> {0}; test -e {0}.mended".format(log)
+        self.assertEqual(1, self.cross("--from", upstream.source, "--deploy-hook", old).status)
+        seen = self.seen(NAME, "--key", "/dev/null", "--deploy-hook", "touch {}.new".format(log))
+        self.assert_ended(seen, 1, "refused", "no-key")
+        self.assertFalse(os.path.exists(log + ".new"))
+        self.assertIn("deploy-hook = " + old + "\n",
+                      world.read(self.downstream.conf(NAME)).decode())
+        world.write(log + ".mended", "")
+        tried = len(lines())
+        self.assert_ended(self.seen("renew"), 0, "unchanged")
+        self.assertEqual((["old"], False), (lines()[tried:], os.path.exists(log + ".new")))
 
     def test_done_before_it_is_due(self):
         """With `when = due`: a hook that succeeded at last is not told as pending any more."""

@@ -425,6 +425,19 @@ class Bounds(SourceCase):
                     pool.work(("9", pool.running["9"][0]))
                 self.assertEqual(again, not asked.called)
 
+    def test_two_vain_waits(self):
+        """What is answered with the first one's words is no answer of the upstream's."""
+        pool = self.pool(3)
+        upstream = pool.waiting["1"][:4]
+        pool.tend()
+        for number in "12":  # both wait in vain, the third one begins after the first
+            pool.running[number] = pool.running[number][0], pool.running[number][1] - 8
+        pool.end("1", certferry.Answer("timeout", "first"))
+        taken = pool.vain[upstream]
+        pool.end("2", certferry.Answer("timeout", "second"))
+        pool.end("3", taken)
+        self.assertEqual(({}, {upstream}), (pool.heard, set(pool.vain)))
+
     def test_no_more_threads(self):
         """Where none can be started an exchange waits for one that runs, and nothing ends."""
         pool = self.pool(1, side_effect=RuntimeError("can't start new thread"))

@@ -316,6 +316,23 @@ class Broken(VersionsCase):
                               if path.startswith(("live", "archive"))])
         self.assert_linked()
 
+    def test_dangling_links(self):
+        """A folder of links into an archive that is gone is no lineage, and one notice at most."""
+        self.install()
+        live = self.downstream.live("old.example.com")
+        os.mkdir(live)
+        for name in MEMBERS:
+            os.symlink("../../archive/old.example.com/" + name.replace(".", "1."),
+                       os.path.join(live, name))
+        before = self.downstream.snapshot()
+        result = self.renew()
+        self.assert_done(result, "unchanged")
+        self.assertLessEqual(len(result.err.splitlines()), 1, result)
+        status, document = self.downstream.json("renew")
+        self.assertEqual((0, [NAME]), (status, [each["name"] for each in document["lineages"]]))
+        self.assertEqual([], [path for path in world.changed(before, self.downstream.snapshot())
+                              if path.startswith(("live", "archive"))])
+
     def test_renew_adopts_nothing(self):
         """Another tool's files are not taken by `renew NAME`, nor is a name that is not here."""
         self.lay_plain(self.offer(self.issue()))
@@ -819,6 +836,14 @@ class Modes(VersionsCase):
         self.assertEqual(0o640, self._facts(1)[0])
         self.assertEqual(self._facts(2), self._facts(1))
 
+    def test_rolled_back_no_wider(self):
+        """A key that is gone back to from one that others can read stays closed to them."""
+        self.install(2)
+        os.chmod(self.downstream.archive(NAME, 2, "privkey.pem"), 0o644)
+        self.assert_done(self.downstream.run("rollback", NAME))
+        self.assertEqual(1, self.current())
+        self.assertEqual(0o600, self._facts(1)[0])
+
     def test_closed_parent(self):
         """Folders have the mode of their parent: in a 0700 tree everything is 0700."""
         os.chmod(self.downstream.config, 0o700)
@@ -968,6 +993,18 @@ class OtherUsers(VersionsCase):
                 self.assertFalse(os.path.exists(self.outside + "/bad"))
 
     @needs_root
+    def test_owner_of_a_versions_key(self):
+        """The key in service, given to another user, is refused and not written over."""
+        self.install(2)
+        path = self.downstream.archive(NAME, 2, "privkey.pem")
+        os.chown(path, STRANGER, STRANGER)
+        os.utime(path)  # the record of the key does not fit any more
+        before, number = self.downstream.snapshot(), os.stat(path).st_ino
+        self._assert_untouched(self.renew(), before, path, str(STRANGER), "chown it to root")
+        facts = os.stat(path)
+        self.assertEqual((number, STRANGER, STRANGER), (facts.st_ino, facts.st_uid, facts.st_gid))
+
+    @needs_root
     def test_another_users_link(self):
         """A link of another user in live/NAME/, or one that stands for a folder."""
         for name in world.in_turn((
@@ -1046,6 +1083,21 @@ class AdministratorsLinks(VersionsCase):
                     path = os.path.join(self.downstream.config, name).rstrip("/")
                     self.assertTrue(os.path.islink(path), path)
                     self.assertTrue(os.listdir(path))
+
+    def test_key_of_a_version(self):
+        """A version's key may be a link to elsewhere in the config dir: it stays one."""
+        first = self.install()
+        path = self.downstream.archive(NAME, 1, "privkey.pem")
+        keys = os.path.join(self.downstream.config, "keys")
+        os.mkdir(keys, 0o700)
+        os.rename(path, os.path.join(keys, "k.pem"))
+        os.symlink("../../keys/k.pem", path)
+        os.utime(path)  # the record of the key does not fit any more
+        result = self.renew()
+        self.assert_done(result, "unchanged")
+        self.assertEqual("", result.err)
+        self.assertEqual("../../keys/k.pem", os.readlink(path))
+        self.downstream.assert_fits(self, NAME, first)
 
     def _move_away(self, path, name):
         away = os.path.join(self.outside, "deep", "er", name.replace("/", "-") or "config")
@@ -1164,6 +1216,21 @@ class Rollback(VersionsCase):
         self.assert_refused(self.renew())
         self.downstream.assert_fits(self, NAME, second)
 
+    def test_key_change_forward_without_the_key(self):
+        """Where the key is nowhere any more force says why it does not go, and stays."""
+        first = self.install()
+        second = self.issue()
+        self.downstream.key(NAME, second, "privkey-next.pem")
+        self.offer(second)
+        self.assert_done(self.renew())
+        self.assert_done(self.rollback())
+        os.unlink(self.downstream.archive(NAME, 2, "privkey.pem"))
+        result = self.renew(NAME, "--force", "--json")
+        self.assert_refused(result, "another key")
+        self.assertIn('"key-mismatch"', result.out)
+        self.assertNotIn("bug in certferry", result.err)
+        self.downstream.assert_fits(self, NAME, first)
+
     def test_key_is_not_there(self):
         """It comes back from where it is found, else the version in service stays as it is."""
         for spoilt, found in world.in_turn((
@@ -1210,6 +1277,22 @@ class Rollback(VersionsCase):
         self.assert_refused(result, "not valid")
         self.downstream.assert_fits(self, NAME, second)
         self.assertEqual(2, self.hooks())
+
+    @world.needs("faketime")
+    def test_previous_is_not_valid_nor_whole(self):
+        """Where it has expired its key is not seen to either: nothing is written but the state."""
+        first = self.issue(not_after=world.days(10))
+        self.downstream.key(NAME, self.offer(first))
+        self.assert_done(self.ferry())
+        self.offer(self.issue(first.key))
+        self.assert_done(self.renew())
+        other = self.issue()
+        world.write(self.downstream.archive(NAME, 1, "privkey.pem"), world.read(other.key))
+        before = self.downstream.snapshot()
+        self.assert_refused(self.rollback(python=self.under_clock("+20d")), "not valid")
+        record = os.path.relpath(self.downstream.state(NAME), self.downstream.config)
+        self.assertEqual([], [path for path in world.changed(before, self.downstream.snapshot())
+                              if path not in (record, os.path.dirname(record))])
 
     def test_nothing_to_go_back_to(self):
         """One line and status 1: with one version, with plain files, with nothing at all."""
