@@ -216,7 +216,7 @@ def failure_of(error, where="the config dir"):
             error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
     where = error.filename2 or error.filename or where
     hint = {errno.ENOSPC: "free some space", errno.EROFS: "remount it writable",
-            errno.ENOENT: "check the path", errno.EPERM: "see to its attributes",
+            errno.ENOENT: "check the path", errno.EPERM: "see to its owner and attributes",
             errno.EACCES: "run it as root"}.get(error.errno, "see to the disk")
     return Failure("storage", "%s: %s" % (where, str(why(error)).lower()),
                    hint + "; what is in service stays")
@@ -678,10 +678,8 @@ def key_kind(public_key):
 
 
 def flaw(certificate, is_leaf):
-    """Return why browsers would refuse a leaf or an issuer whatever its root, or "".
-
-    openssl accepts all of these: the CA/Browser Forum's baseline requirements and RFC 5280 do not.
-    """
+    """Return why browsers would refuse a leaf or an issuer whatever its root, or "":
+    openssl accepts all of these, the CA/Browser Forum's requirements and RFC 5280 do not."""
     extensions, serial = certificate.extensions, certificate.serial
     key, limits = key_kind(certificate.public_key), extensions.get(_BASIC_CONSTRAINTS, b"")
     kind, _, bits = key.partition(" ")
@@ -1486,24 +1484,24 @@ def in_own_process(function, seconds, unprivileged=True):
         process.close()
 
 
-def _refuse_links(path):
-    """Raise OSError where a link on the way is another user's: it could lead to what is root's."""
-    folder = os.path.dirname(path)
-    if folder != path:
-        _refuse_links(folder)
-    if os.path.islink(path):
-        if os.lstat(path).st_uid not in (0, os.geteuid()):
-            raise OSError(errno.ELOOP, "a link of another user's", path)
-        _refuse_links(os.path.join(folder, os.readlink(path)))
+def _follow(path):
+    """Return where a path leads; OSError at a link of another user's: it could lead to root's."""
+    folder, name = os.path.split(path)
+    if not name:
+        return path if folder == path else _follow(folder)
+    path = os.path.join(_follow(folder), name)
+    if not os.path.islink(path):
+        return path
+    if os.lstat(path).st_uid not in (0, os.geteuid()):
+        raise OSError(errno.ELOOP, "a link of another user's", path)
+    return _follow(os.path.join(os.path.dirname(path), os.readlink(path)))
 
 
 def _read_regular(path):
     """Return the bytes of a regular file, at most one more than an offer may have; or OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # here links in a circle end, too
         raise OSError(errno.EINVAL, "no regular file", path)
-    _refuse_links(path)
-    descriptor = os.open(os.path.realpath(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    with open(descriptor, "rb") as file:
+    with open(os.open(_follow(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
         return file.read(MAX_OFFER + 1) or b""  # None: it has become a pipe
 
 
@@ -1853,9 +1851,7 @@ def list_folder(folder):
 
 def read_file(path, limit, private=False):
     """Return the bytes of a regular file that root or the caller owns, following no link.
-
-    `private` refuses one that others can write. Failure for a file that is somebody else's.
-    """
+    `private` refuses one that others can write. Failure for a file that is somebody else's."""
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -2115,10 +2111,10 @@ def mend_links(place, current, replace=False, write=True):
     A private key put there by hand that does not fit what lies beside it is staged first. All else
     stays until the next deploy or `certferry NAME`, which come with `replace`.
     """
-    mended, differing = [], astray(place, current)
+    mended = []
     for path in reversed(unlinked(place, current)):  # the key first: it may be refused
         words, real = path, real_path(place, path)
-        if path in differing and path.endswith("privkey.pem") and os.path.exists(real):
+        if path == place.members[3] and path in astray(place, current) and os.path.exists(real):
             public = public_key_of(real)
             if not replace and fits(public, (load_version(place, 0) or current).leaf):
                 continue
@@ -2614,11 +2610,10 @@ Run = collections.namedtuple("Run", (
 
 def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
-    if not quietly(os.path.getsize, place.renewal):
-        return False
-    return not os.path.lexists(place.pointer) or any(
-        os.path.islink(path) and not os.readlink(path).startswith(".current/")
-        for path in place.members)
+    return bool(quietly(os.path.getsize, place.renewal)) and (
+        not os.path.lexists(place.pointer) or any(
+            os.path.islink(path) and not os.readlink(path).startswith(".current/")
+            for path in place.members))
 
 
 def is_ours(place):
@@ -3341,7 +3336,7 @@ class Crossing:
             self.state = alert(run, self, outcome)
             try:
                 # where nothing is new only the time of change is set: that of the last check
-                is_new = self.state != self.before.state or self.before.checked is None
+                is_new = self.state != before or self.before.checked is None
                 if is_new:
                     save_state(place, self.state)
                 if is_new or result != "not-due":
@@ -3516,8 +3511,8 @@ def _parse_words(arguments):
 
 def _absolute(key, text):
     """Return an option's value, a path in it absolute: the timer starts in another folder."""
-    if key == "from" and text.startswith("file:"):
-        return "file:" + os.path.abspath(text[5:]) if text[5:] else text
+    if key == "from" and re.match("file:.", text):
+        return "file:" + os.path.abspath(text[5:])
     return os.path.abspath(text) if key == "ca-file" and text else text
 
 

@@ -204,6 +204,12 @@ class Files(Scene):
             os.symlink(FIRST.fullchain, link)
             os.lchown(link, 65534, 65534)
             cases.append(("another user's link", "file:" + link, "unreachable", "."))
+            folder, name = os.path.split(FIRST.fullchain)
+            os.symlink(folder, link + "-folder")
+            os.lchown(link + "-folder", 65534, 65534)
+            os.symlink("theirs-folder/", os.path.join(self.folder, "ours"))  # leads through theirs
+            cases.append(("another user's folder", where + "ours/" + name, "unreachable",
+                          "link of"))
         started = time.monotonic()
         self.table(cases)
         self.assertLess(time.monotonic() - started, 40)

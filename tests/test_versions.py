@@ -1202,14 +1202,18 @@ class Rollback(VersionsCase):
         self.assert_done(self.renew())
         self.downstream.assert_fits(self, NAME, third)
 
-    def test_key_change_forward(self):
-        """Forward again by force, with the key from its version; then the old key is retired."""
-        first = self.install()
-        second = self.issue()
+    def roll_back_a_key(self):
+        """Change the key, then go back; return (what is in service, what was)."""
+        first, second = self.install(), self.issue()
         self.downstream.key(NAME, second, "privkey-next.pem")
         self.offer(second)
         self.assert_done(self.renew())
         self.assert_done(self.rollback())
+        return first, second
+
+    def test_key_change_forward(self):
+        """Forward again by force, with the key from its version; then the old key is retired."""
+        first, second = self.roll_back_a_key()
         self.assert_done(self.renew(NAME, "--force"))
         self.downstream.assert_fits(self, NAME, second)
         self.offer(self.issue(first.key))
@@ -1218,12 +1222,7 @@ class Rollback(VersionsCase):
 
     def test_key_change_forward_without_the_key(self):
         """Where the key is nowhere any more force says why it does not go, and stays."""
-        first = self.install()
-        second = self.issue()
-        self.downstream.key(NAME, second, "privkey-next.pem")
-        self.offer(second)
-        self.assert_done(self.renew())
-        self.assert_done(self.rollback())
+        first, _ = self.roll_back_a_key()
         os.unlink(self.downstream.archive(NAME, 2, "privkey.pem"))
         result = self.renew(NAME, "--force", "--json")
         self.assert_refused(result, "another key")
