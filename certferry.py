@@ -331,40 +331,39 @@ _line = _pattern("[^\0\r\n#][^\0\r\n]*", "one line that begins with no #")  # fo
 _share = _pattern(r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
                   "a share of the lifetime such as 25%, or days such as 10d")
 
-# Each option that is remembered: its field, and how one text is read.
+# Each option that is remembered, and how one text is read; Options has their values in this order.
 REMEMBERED = {
-    "from": ("sources", parse_source), "sni": ("sni", host_name),
-    "domain": ("domains", _parse_domain), "ca-file": ("ca_file", _line),
-    "deploy-hook": ("deploy_hooks", _line),
-    "served-at": ("served_at", _pattern("(?!file:|exec:|vault:|azure:).*",
-                                        "[PROTOCOL://]HOST:PORT", parse_source)),
-    "when": ("when", _pattern("always|due", "always or due")),
-    "warn": ("warn", _share), "critical": ("critical", _share),
-    "timeout": ("timeout", _pattern(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float)),
-    "enabled": ("enabled", _pattern("yes|no", "yes or no"))}
-Options = collections.namedtuple("Options", [field for field, _ in REMEMBERED.values()])
+    "from": parse_source, "sni": host_name, "domain": _parse_domain, "ca-file": _line,
+    "deploy-hook": _line,
+    "served-at": _pattern("(?!file:|exec:|vault:|azure:).*", "[PROTOCOL://]HOST:PORT",
+                          parse_source),
+    "when": _pattern("always|due", "always or due"), "warn": _share, "critical": _share,
+    "timeout": _pattern(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float),
+    "enabled": _pattern("yes|no", "yes or no")}
+Options = collections.namedtuple("Options", (
+    "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled"))
 NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
 
 
 def parse_options(given, readers=REMEMBERED, nothing=NO_OPTIONS):
     """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong).
 
-    Or another named tuple: `nothing` is what holds without any; what is a tuple there may repeat.
+    Or another named tuple, of as many fields as there are readers: `nothing` is what holds without
+    any; what is a tuple there may repeat.
     """
-    values = {}
+    values = dict(zip(readers, nothing))
     for key, texts in given.items():
         if key not in readers:
             raise ValueError(key, "unknown key (known: %s)" % " ".join(readers))
-        field, reader = readers[key]
-        repeats = isinstance(getattr(nothing, field), tuple)
+        repeats = isinstance(values[key], tuple)
         try:
             if len(texts) > 1 and not repeats:
                 raise ValueError("it takes one value")
-            found = tuple(map(reader, texts))
+            found = tuple(map(readers[key], texts))
         except ValueError as error:
             raise ValueError(key, plain(error))
-        values[field] = found if repeats else found[0]
-    return nothing._replace(**values)
+        values[key] = found if repeats else found[0]
+    return nothing._make(values.values())
 
 
 def merge_options(given, changes):
@@ -469,7 +468,7 @@ NO_STATE = State(None, None, "", None, 0, None, None, None, "", (), False, 0, ()
 # How a text of the state is read, if not as it is; what is False, 0 or empty is never written.
 _READERS = {"since": utc_seconds, "good": utc_seconds, "upstream_not_after": utc_seconds,
             "told_at": utc_seconds, "runs": int, "unfinished": int, "unserved": bool}
-_STORED = {field.replace("_", "-"): (field, _READERS.get(field, str)) for field in State._fields}
+_STORED = {field.replace("_", "-"): _READERS.get(field, str) for field in State._fields}
 
 
 def parse_state(text, path):
@@ -485,11 +484,10 @@ def parse_state(text, path):
 def format_state(state):
     """Return a State as INI text; what does not apply is left out."""
     text = "# what certferry saw last; its time of change is the time of the last check\n[state]\n"
-    for field, value in zip(State._fields, state):
+    for (key, reader), value in zip(_STORED.items(), state):
         if value:
-            is_time = _READERS.get(field) == utc_seconds
-            text += _entry(field.replace("_", "-"), value if isinstance(value, tuple) else [
-                iso_time(value) if is_time else str(value)])
+            text += _entry(key, value if isinstance(value, tuple) else [
+                iso_time(value) if reader == utc_seconds else str(value)])
     return text
 
 
