@@ -155,7 +155,7 @@ Outcome = collections.namedtuple("Outcome", (
     "name result reason message hint changed source version health why lines"))
 
 SOUND = "installed unchanged pending".split()  # results of a good exchange
-WELL = "installed unchanged not-due deferred".split()  # results that exit with 0
+REMEMBERING = SOUND + "not-due deferred".split()  # results after which options are remembered
 
 
 class Secret:
@@ -1851,7 +1851,7 @@ def read_file(path, limit, private=False):
     """Return the bytes of a regular file that root or the caller owns, following no link.
     `private` refuses one that others can write. Failure for a file that is somebody else's."""
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         info = os.fstat(descriptor)
         refuse_foreign(path, info, private)
@@ -2436,10 +2436,11 @@ def _as_object(outcome):
 class Reporter:
     """What a run says: results on standard output, problems on standard error, or one JSON."""
 
-    def __init__(self, quiet=False, verbose=False, as_json=False, dry_run=False, now=0):
+    def __init__(self, options=(), now=0):
         """Look whether it is the journal that reads: then lines carry priorities."""
-        self.quiet, self.verbose, self.as_json, self.dry_run = quiet, verbose, as_json, dry_run
-        self.now, self.failed = now, False
+        self.quiet, self.verbose, self.as_json, self.dry_run = (
+            name in options for name in "quiet verbose json dry-run".split())
+        self.now, self.started, self.failed = now, time.monotonic(), False
         journal = os.environ.get("JOURNAL_STREAM")  # systemd's, inherited by all below a service
         info = os.fstat(2) if journal else None
         self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
@@ -2479,7 +2480,7 @@ class Reporter:
 
     def outcome(self, outcome):
         """Write the result of one lineage, and its problem; what is deferred can wait."""
-        if outcome.result in WELL + SOUND:
+        if outcome.result in REMEMBERING:
             leaf = outcome.version and outcome.version.leaf
             parts = (leaf and "%s, valid until %s (%d days)" % (
                 plain(" ".join(leaf.domains), 200), iso_time(leaf.not_after)[:10],
@@ -3325,7 +3326,7 @@ class Crossing:
             self.offer and self.offer.source.text, self.current, *self.health(), lines=self.lines)
         # a try with options that are not remembered tells nothing about those that are
         before = self.before.state
-        known = self.command != "NAME" or result in SOUND + WELL or self.fresh or (
+        known = self.command != "NAME" or result in REMEMBERING or self.fresh or (
             (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
                 run.pem is None and self.given == merge_options(self.given, self.changes)
                 and (os.path.lexists(place.conf) or self.current and self.current.number))
@@ -3394,13 +3395,14 @@ def post_hooks(run, pairs):
         run_folder(run, "post", {key: " ".join(domains) for key, domains in names.items()})
 
 
-def write_metrics(path, pairs, places, now, started, report):
+def write_metrics(path, pairs, places, report):
     """Write the metrics of a run, and of the other lineages from disk."""
+    path, now = os.path.abspath(path), report.now
     # all of them: the series of a lineage that this run was not about would end
     names = {outcome.name for _, outcome in pairs}
     pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
     try:
-        write_file(path, format_metrics(pairs, now, time.monotonic() - started), 0o644)
+        write_file(path, format_metrics(pairs, now, time.monotonic() - report.started), 0o644)
     except OSError as error:
         report.problem("", "metrics: %s" % failure_of(error, path), "look at --metrics")
 
@@ -3612,17 +3614,16 @@ def start_timer(run):
     return False
 
 
-def _run_status(config, names, options, now, report):
+def _run_status(config, places, options, report):
     """Show what is on the disk; return the exit status that monitoring expects."""
-    started, places = time.monotonic(), [Place(config, name) for name in names]
-    wrong = "there is no lineage: certferry NAME sets one up"
+    now, wrong = report.now, "there is no lineage: certferry NAME sets one up"
     try:
         places = places or discover(config, report)
     except OSError as error:
         wrong = failure_of(error)
     pairs = [inspect(place, now) for place in sorted(places)]
     if "metrics" in options and not report.dry_run:
-        write_metrics(os.path.abspath(options["metrics"][-1]), pairs, [], now, started, report)
+        write_metrics(options["metrics"][0], pairs, (), report)
     if report.as_json:
         report.document(pairs)
     columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
@@ -3657,9 +3658,8 @@ def _open_config(run, options):
     return run
 
 
-def _run_ferry(run, names, options):
+def _run_ferry(run, places, options):
     """Do what was asked; return [(Lineage, Outcome)]."""
-    started, places = time.monotonic(), [Place(run.config, name) for name in names]
     try:
         run = _open_config(run, options)
         places = places or discover(run.config, run.report)
@@ -3670,12 +3670,11 @@ def _run_ferry(run, names, options):
             run.report.problem("", run.failure, run.failure.hint)
     pairs = ferry_all(run, places)
     post_hooks(run, pairs)
-    metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[-1]
+    metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
     if metrics and run.command == "renew" and not run.dry_run:
-        write_metrics(os.path.abspath(metrics), pairs, quietly(discover, run.config) or (), run.now,
-                      started, run.report)
+        write_metrics(metrics, pairs, quietly(discover, run.config) or (), run.report)
     if run.command == "NAME" and not ("no-timer" in options or run.dry_run) and (
-            pairs[0][1].result in WELL + SOUND):
+            pairs[0][1].result in REMEMBERING):
         (lineage, outcome), = pairs
         pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
     return pairs
@@ -3704,15 +3703,14 @@ def main(arguments):
     if "jitter" in options:
         time.sleep(jitter_delay(int(options["jitter"][0])))
     now = int(time.time())
-    config = os.path.abspath(options.get("config-dir", [CONFIG_DIR])[-1])
-    dry_run = "dry-run" in options
-    report = Reporter("quiet" in options, "verbose" in options, "json" in options, dry_run, now)
+    config = os.path.abspath(options.get("config-dir", [CONFIG_DIR])[0])
+    places, report = [Place(config, name) for name in names], Reporter(options, now)
     if command == "status":
-        return _run_status(config, names, options, now, report)
+        return _run_status(config, places, options, report)
     network = Network()  # forked before any key or credential is read
-    run = Run(config, dict(os.environ), now, command, dry_run, "force" in options, network, report,
-              changes, None, (), None)
-    pairs = _run_ferry(run, names, options)
+    run = Run(config, dict(os.environ), now, command, report.dry_run, "force" in options, network,
+              report, changes, None, (), None)
+    pairs = _run_ferry(run, places, options)
     network.close()
     if report.as_json:
         report.document(pairs)
