@@ -70,6 +70,8 @@ STAGED_KEY_DAYS = 30  # a key that waits longer was probably forgotten
 SIGKILL = 9  # everywhere; the module takes half a millisecond
 DAY = 86400
 
+memoized = functools.lru_cache(maxsize=None)  # decorates functions that are asked the same again
+
 CONFIG_DIR = "/usr/local/etc/letsencrypt" if "freebsd" in sys.platform else "/etc/letsencrypt"
 MEMBERS = "cert.pem chain.pem fullchain.pem privkey.pem".split()
 LITTER = ".certferry-new"  # ends every temporary name, so that a later run knows what it may remove
@@ -292,7 +294,7 @@ def endpoint_text(host, port):
     return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
 
 
-@functools.lru_cache(maxsize=None)  # many lineages, few upstreams
+@memoized  # many lineages, few upstreams
 def parse_source(text):
     """Return the Source that `text` names; or ValueError with what is wrong."""
     kind, _, target = text.partition(":")
@@ -435,7 +437,7 @@ def edit_conf(text, before, after):
     return edited.lstrip("\n") + "".join(_entry(key, after[key]) for key in changed if key in after)
 
 
-@functools.lru_cache(maxsize=None)  # a thousand lineages are looked at in the same second
+@memoized  # a thousand lineages are looked at in the same second
 def iso_time(seconds):
     """Return a time as ISO 8601 in UTC, or None for None."""
     return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
@@ -625,7 +627,7 @@ def _domains(value):
     return tuple(names)
 
 
-@functools.lru_cache(maxsize=None)  # it is asked again about what is in service
+@memoized  # it is asked again about what is in service
 def parse_certificate(der):
     """Return the Certificate that the DER bytes hold; ValueError where they hold none."""
     body, algorithm, _ = _sequence(der, 0x30, 0x30, 0x03)
@@ -1075,7 +1077,7 @@ def _is_own(family, where):
         return False
 
 
-@functools.lru_cache(maxsize=None)  # many lineages, few upstreams
+@memoized  # many lineages, few upstreams
 def _resolve(host, port, own):
     """Return [(family, socket address)] of a host, in the resolver's order; or Failure."""
     import socket
@@ -1131,7 +1133,7 @@ def _by_command(job, _, where, deadline, way):
     return certificates
 
 
-@functools.lru_cache(maxsize=None)  # a thousand exchanges share it, and no session
+@memoized  # a thousand exchanges share it, and no session
 def _context(want, way):
     """Return an SSL context: TLS 1.2 or 1.3, ephemeral keys, nothing verified but the proof."""
     import ssl
@@ -1830,7 +1832,7 @@ def refuse_foreign(path, info, private=True):
         raise Failure(None, "%s, of uid %d, can be written by others" % (path, owner), "chmod go-w")
 
 
-@functools.lru_cache(maxsize=None)  # a thousand lineages share three of their four folders
+@memoized  # a thousand lineages share three of their four folders
 def check_folder(path):
     """Raise Failure where a folder or hook, or its link, is another user's or open to others."""
     info = os.lstat(path)
