@@ -1239,8 +1239,8 @@ def _answer_of(function, *arguments):
 
 def _answer_line(number, answer):
     """Return an Answer as a line for the pipe, what it holds in hexadecimal digits."""
-    words = [plain(word).encode() for word in (number,) + answer[:-1]]
-    return b"\t".join(words + [binascii.hexlify(answer.data[:MAX_OFFER + 1])]) + b"\n"
+    words = "\t".join(map(plain, (number,) + answer[:-1])) + "\t"
+    return words.encode() + binascii.hexlify(answer.data[:MAX_OFFER + 1]) + b"\n"
 
 
 class _Pool:
@@ -1270,11 +1270,11 @@ class _Pool:
         if len(running) >= min(MAX_RUNNING, old + SIDE_BY_SIDE):
             return None
         upstreams = collections.Counter(job[:4] for job, _ in running)
-        number = next((number for number, job in self.waiting.items()
-                       if job[:4] in self.vain or upstreams[job[:4]] < SIDE_BY_SIDE), None)
-        if number:
-            self.running[number] = self.waiting.pop(number), now
-        return number and (number, self.running[number][0])
+        for number, job in self.waiting.items():
+            if job[:4] in self.vain or upstreams[job[:4]] < SIDE_BY_SIDE:
+                self.running[number] = self.waiting.pop(number), now
+                return number, job
+        return None
 
     def end(self, number, answer):
         """Put out an answer, unless the exchange's timeout was told already."""
@@ -1321,8 +1321,8 @@ class _Pool:
                     self.waiting[task[0]] = self.running.pop(task[0])[0]
                     break
             # a tenth of a second is soon enough for what no thread does by itself
-            busy = self.running or self.waiting
-            return [self.answers] if self.unsent else [], 0.1 if busy else None
+            return ([self.answers] if self.unsent else [],
+                    0.1 if self.running or self.waiting else None)
 
 
 def _serve_jobs(jobs, answers):
@@ -1489,12 +1489,13 @@ def _follow(path):
     folder, name = os.path.split(path)
     if not name:
         return path if folder == path else _follow(folder)
-    path = os.path.join(_follow(folder), name)
+    folder = _follow(folder)
+    path = os.path.join(folder, name)
     if not os.path.islink(path):
         return path
     if os.lstat(path).st_uid not in (0, os.geteuid()):
         raise OSError(errno.ELOOP, "a link of another user's", path)
-    return _follow(os.path.join(os.path.dirname(path), os.readlink(path)))
+    return _follow(os.path.join(folder, os.readlink(path)))
 
 
 def _read_regular(path):
