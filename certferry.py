@@ -2465,7 +2465,7 @@ class Reporter:
 
     def problem(self, name, message, hint="", kind="problem"):
         """Write the line of a problem, warning or detail: what is wrong, what to do about it."""
-        self.failed = self.failed or kind == "problem"
+        self.failed |= kind == "problem"
         parts = [plain(part, 600) for part in ("certferry", name, plain(message), hint) if part]
         self._write(sys.stderr, (self.priorities.get(kind, "") + ": ".join(parts) + "\n").encode())
 
@@ -2491,8 +2491,7 @@ class Reporter:
                 outcome.reason, outcome.source and "from " + outcome.source)
             self.line("%s: %s: %s" % (outcome.name, outcome.result, ", ".join(filter(None, parts)))
                       + " (dry run: nothing was written)" * self.dry_run)
-            for line in outcome.lines:
-                self.line("  " + line)
+            self.line(*["  " + line for line in outcome.lines])
         if outcome.message:
             self.problem(outcome.name, outcome.message, outcome.hint,
                          "warning" if outcome.result == "deferred" else "problem")
@@ -2620,12 +2619,11 @@ def is_certbots(place):
 
 def is_ours(place):
     """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
-    if os.path.lexists(place.conf) or os.path.lexists(place.pointer):
-        return True
     # dangling links are ours, from a first crossing that was interrupted
-    return os.path.exists(place.members[3]) and not any(
-        re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) and os.path.exists(
-            place.live + "/" + name) for name in quietly(list_folder, place.live) or ())
+    return os.path.lexists(place.conf) or os.path.lexists(place.pointer) or (
+        os.path.exists(place.members[3]) and not any(
+            re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) and os.path.exists(
+                place.live + "/" + name) for name in quietly(list_folder, place.live) or ()))
 
 
 def load_lineage(place):
@@ -2808,8 +2806,9 @@ class Crossing:
         self.unread = self.before.checked is None and os.path.lexists(self.place.state)
         _, given, self.options, state, self.checked, self.current, self.key, _ = self.before
         self.given = given or {}
+        self.merged = merge_options(self.given, self.changes)
         if self.changes:
-            self.options = parse_options(merge_options(self.given, self.changes))
+            self.options = parse_options(self.merged)
         number = self.current and self.current.number
         if state.unfinished not in (0, number) and state.result != "pending":
             state = state._replace(owed=())
@@ -2876,7 +2875,7 @@ class Crossing:
 
     def tell_mended(self, paths):
         """Take note of what was made whole, or would be."""
-        self.changed = self.changed or bool(paths)
+        self.changed |= bool(paths)
         if paths and not self.dry_run:
             self.say("taken care of: " + ", ".join(paths))
 
@@ -2949,14 +2948,14 @@ class Crossing:
         """Have the network process ask for the certificate; return the exchange's number."""
         want, _, way = self.state.way.partition(" ")
         options = self.options
-        named = [domain for domain in options.domains if not domain.startswith("*.")]
-        name = options.sni or (named or [self.name])[0]
+        name = options.sni or next((domain for domain in options.domains
+                                    if not domain.startswith("*.")), self.name)
         known = binascii.crc32(self.current.leaf.der) if self.current else ""
         job = Job(*source[:3], options.timeout, name, known, want, way,
                   "" if options.sources else "own", "")
         if not asked:
             self.asked = time.monotonic()
-        return self.run.network.submit(job._replace(**asked) if asked else job)
+        return self.run.network.submit(job._replace(**asked))
 
     def look(self):
         """Have it see what the local services present; return [(Source, exchange's number)]."""
@@ -2964,12 +2963,12 @@ class Crossing:
 
     def not_served(self):
         """Return what is wrong with the local services, one line each."""
-        wrong, leaf = [], self.current.leaf
-        served, self.served = self.served or self.look(), []  # what is seen later is another look
+        # what is seen later is another look
+        wrong, served, self.served = [], self.served or self.look(), []
         for source, number in served:
             try:
                 offer = offer_of(source, self.run.network.answer, number)
-                if offer.leaf != leaf.der:
+                if offer.leaf != self.current.leaf.der:
                     other = parse_certificate(offer.leaf)
                     wrong.append("%s still serves the certificate of %s (serial %s)" % (
                         source.text, iso_time(other.not_before)[:10], other.serial[:20]))
@@ -3082,16 +3081,16 @@ class Crossing:
         try:
             return self.examine(offer._replace(way=want and offer.way and want + " " + offer.way))
         except Failure as failure:
-            others, skip = [], asked.get("skip", "").split(",") + [offer.address]
-            if failure.reason == "older" and len(skip) <= MAX_CERTIFICATES:
-                others = [{"skip": ",".join(skip).strip(",")}]
+            others, skip = [], asked.get("skip", "") + "," + offer.address
+            if failure.reason == "older" and skip.count(",") <= MAX_CERTIFICATES:
+                others = [{"skip": skip}]
             elif failure.reason == "key-mismatch" and not asked:
                 # by TLS's own preference an ECDSA one came: there may be one for our RSA key
                 offered = key_kind(parse_certificate(offer.leaf).public_key).split()[0]
                 kinds = {key_kind(public).split()[0] for public in self.own_keys()} - {offered}
                 others = [{"want": kind, "way": "", "known": ""} for kind in sorted(kinds)]
             for other in others:
-                left = self.options.timeout - (time.monotonic() - self.asked)
+                left = self.asked + self.options.timeout - time.monotonic()
                 try:
                     return self.ask(source, timeout=max(0.1, round(left, 1)), **other)
                 except Failure as second:
@@ -3160,14 +3159,13 @@ class Crossing:
 
     def remember(self):
         """Write the options that this command gave; hooks that are new are owed from then on."""
-        merged = merge_options(self.given, self.changes)
-        if merged != self.given:
+        if self.merged != self.given:
             known = self.given.get("deploy-hook", ())
             new = tuple(hook for hook in self.options.deploy_hooks if hook not in known)
             state, self.changed = self.state._replace(owed=self.state.owed + new), True
             if not self.dry_run:
                 save_state(self.place, state)
-                save_conf(self.place, merged)
+                save_conf(self.place, self.merged)
             self.state = state
 
     def finish(self):
@@ -3291,7 +3289,7 @@ class Crossing:
             self.cross()
         if self.failure and self.changes and not self.fresh:  # they are not remembered
             self.options, self.served = self.before.options, []
-        self.ours = self.ours and (self.fresh or not is_rollback)
+        self.ours &= self.fresh or not is_rollback
         if self.ours and self.current and not (self.unreadable or self.dry_run):
             self.attempt(self.finish)
         return self, self.conclude()
@@ -3331,7 +3329,7 @@ class Crossing:
         before = self.before.state
         known = self.command != "NAME" or result in REMEMBERING or self.fresh or (
             (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
-                run.pem is None and self.given == merge_options(self.given, self.changes)
+                run.pem is None and self.given == self.merged
                 and (os.path.lexists(place.conf) or self.current and self.current.number))
         ours = self.ours or shown.reason == "certbot" and self.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or self.dry_run):
@@ -3374,13 +3372,13 @@ def ferry_all(run, places):
     # one by one: the first is asked for while the files of the next are read
     for crossing in (Crossing(run, place) for place in sorted(set(places))):
         if run.command == "renew" and crossing.options.enabled == "no":
-            run.report.line("%s: skipped: enabled = no in its conf" % crossing.place.name)
+            run.report.line("%s: skipped: enabled = no in its conf" % crossing.name)
             continue
         if not run.failure:
             crossing.attempt(crossing.prepare)
         crossings.append(crossing)
     for position, crossing in enumerate(_in_turn(crossings, run.network), 1):
-        run.report.step(position, len(crossings), crossing.place.name)
+        run.report.step(position, len(crossings), crossing.name)
         pairs.append(crossing.ferry())
         run.report.outcome(pairs[-1][1])
     run.report.step(0, len(crossings), "")
