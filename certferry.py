@@ -1124,12 +1124,12 @@ def _show_certificates(job, where, deadline, way):
 def _by_command(job, _, where, deadline, way):
     """Return the certificates that s_client alone has seen: its exit status is the proof."""
     status, certificates, errors = _show_certificates(job, where, deadline, way)
-    if certificates and status != 0:  # it prints an impostor's too
-        raise Failure("unproven", "showed a certificate and did not prove that it holds its key",
-                      "an impostor, or it demands a client certificate: use another port or source")
     if not certificates:
         raise _network_failure(errors, job, "completes no TLS handshake (TLS 1.2 or later, "
-                          "ephemeral keys)", "check the protocol and the port")
+                               "ephemeral keys)", "check the protocol and the port")
+    if status != 0:  # it prints an impostor's too
+        raise Failure("unproven", "showed a certificate and did not prove that it holds its key",
+                      "an impostor, or it demands a client certificate: use another port or source")
     return certificates
 
 
@@ -1363,10 +1363,10 @@ def offer_of(source, function, *arguments):
             error.strerror).lower()), "is it in place?")
     except ValueError as error:
         raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
+    leaf, *others = certificates
     # before 3.13 Python shows the leaf alone, which says nothing of the chain
-    whole = certificates[1:] or source.may_hold_key or answer.detail
-    chain = tuple(certificates[1:]) if whole else None
-    return Offer(source, answer.address, certificates[0], chain, key, answer.way)
+    chain = tuple(others) if others or source.may_hold_key or answer.detail else None
+    return Offer(source, answer.address, leaf, chain, key, answer.way)
 
 
 class Network:

@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-8d2144fc559e9a1d30caaf2fd5a46b0a3af4b72ba5f36913b8f85658c7e8343a  certferry.py
+664f9524e1322dc9a311b4e75e51671e9c544753d56203f64cb4373c017f1f79  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
