@@ -3460,6 +3460,7 @@ version      -           all           the version of certferry"""
 _OPTIONS = {name: row for name, *row in (line.split(None, 3) for line in _TABLE.split("\n"))}
 _TAKING = [name for name, (takes, _, _) in _OPTIONS.items() if takes != "-"]
 _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
+_FLAGS = dict(_SHORT, **{"--" + name: name for name in _OPTIONS})
 
 # What who knows certbot may type.
 _HABITS = {"certificates": "status", "certonly": "NAME", "update": "renew"}
@@ -3472,8 +3473,8 @@ def _help(command):
     lines = ["  %-27s %s" % ("%4s--%s %s" % (short.get(name, ""), name, takes.strip("-")), words)
              for name, (takes, commands, words) in _OPTIONS.items()
              if commands == "all" or command in commands]
-    usage = "usage: " + "\n       ".join(usage)
-    return usage.split("\n") + _EXAMPLES[command].split("\n") + lines
+    usage = "usage: %s\n%s" % ("\n       ".join(usage), _EXAMPLES[command])
+    return usage.split("\n") + lines
 
 
 def _nearest(word):
@@ -3481,8 +3482,8 @@ def _nearest(word):
     known = list(COMMANDS) + list(_OPTIONS if word.startswith("-") else ())
     word = word.strip("-")
     # by the letters that they share: difflib is not in python3-minimal
-    found = _HABITS.get(word) or max(known, key=lambda each: (
-        len(set(each).intersection(word)) / len(set(each).union(word))))
+    found = _HABITS.get(word) or max(known, key=lambda each: len(
+        set(each).intersection(word)) / len(set(each).union(word)))
     return "--" + found if found in _OPTIONS else "certferry " + found
 
 
@@ -3501,9 +3502,7 @@ def _parse_words(arguments):
             words.append(word)
             continue
         flag, equals, value = word.partition("=")
-        name = _SHORT.get(flag, flag)
-        if name.startswith("--") and name[2:] in _OPTIONS:
-            name = name[2:]
+        name = _FLAGS.get(flag, flag)
         if not equals and name in _TAKING and rest and not rest[0].startswith("--"):
             equals, value = "=", rest.pop(0)
         options.setdefault(name, []).append(value if equals else None)
