@@ -95,7 +95,6 @@ class Source(collections.namedtuple("Source", "kind host port target text")):
     `text` is what a person reads; `target` is the path or command of a source that is no host.
     """
 
-    __slots__ = ()
     may_hold_key = property(lambda self: self.kind in "file exec vault azure".split())
 
 
@@ -108,15 +107,12 @@ class Certificate(collections.namedtuple("Certificate", (
     usable DNS names and IP addresses of the subject alternative name, in its order.
     """
 
-    __slots__ = ()
     lifetime = property(lambda self: max(1, self.not_after - self.not_before))
 
 
 class Place(collections.namedtuple("Place", (
         "config name live members pointer archive records conf state renewal"))):
     """Where the files of one lineage are."""
-
-    __slots__ = ()
 
     def __new__(cls, config, name):
         """Find them all at once: they are asked for often."""
@@ -248,7 +244,7 @@ _PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,
 def plain(text, limit=300):
     """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
     # what a peer says must not steer the terminal that shows it
-    text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match.group()), str(text))
+    text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match[0]), str(text))
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
@@ -283,10 +279,10 @@ def parse_endpoint(text, port):
     """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError."""
     bare = text.count(":") > 1 and not text.startswith("[")
     match = re.match(r"(?:\[(.*:.*)\]|([^:]*))(?::(\d{1,5}))?\Z", "[%s]" % text if bare else text)
-    port = int(match.group(3) or port) if match else 0
+    port = int(match[3] or port) if match else 0
     if not 0 < port < 65536:
         raise ValueError("%s: write HOST, HOST:PORT or [ADDRESS]:PORT" % plain(text, 80))
-    return host_name(match.group(1) or match.group(2)), port
+    return host_name(match[1] or match[2]), port
 
 
 def endpoint_text(host, port):
@@ -452,9 +448,9 @@ def _days_before(month):
 def utc_seconds(text):
     """Return seconds since 1970 of a time with the digits YYYYMMDDhhmmss, in UTC; or ValueError."""
     digits = "".join(filter(str.isdigit, text))
-    year, (month, day, hour, minute, second) = int(digits[:4]), (
-        int(digits[at:at + 2]) for at in range(4, 14, 2))
-    count = year * 12 + month - 3
+    century, year, month, day, hour, minute, second = (
+        int(digits[at:at + 2]) for at in range(0, 14, 2))
+    count = (century * 100 + year) * 12 + month - 3
     days = _days_before(count) + day
     if not (1 <= month <= 12 and 1 <= day and days <= _days_before(count + 1)
             and hour < 24 and minute < 60 and second < 60):
@@ -499,7 +495,7 @@ def parse_environment(text, path):
     for number, line in enumerate(text.splitlines(), 1):
         match = re.match(r"\s*([A-Za-z_]\w*)=(['\"]?)([^\0]*?)\2\s*\Z", line)
         if match:
-            values[match.group(1)] = match.group(3)
+            values[match[1]] = match[3]
         elif line.strip() and not line.lstrip().startswith("#"):
             raise _bad_line(path, number, "not a KEY=VALUE line")
     return values
@@ -637,8 +633,8 @@ def parse_certificate(der):
     # whether the rest is a certificate openssl says: it reads each new leaf before it counts
     serial, _, issuer, validity, subject, key, *others = fields
     not_before, not_after = [_der_time(*time[:2]) for time in _elements(validity[1])]
-    held = [content for tag, content, _ in others if tag == 0xa3] or [b"\x30\0"]
-    extensions = _extensions(held[0])
+    extensions = _extensions(next((content for tag, content, _ in others if tag == 0xa3),
+                                  b"\x30\0"))
     return Certificate(der, serial[1].hex(), not_before, not_after, subject[2], issuer[2], key[2],
                        algorithm[2], int.from_bytes(number, "big") + 1, extensions,
                        _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0")))
@@ -740,7 +736,7 @@ def pem_blocks(data):
     """Return [(label, content, whole block)] of PEM text, in linear time whatever it is."""
     # no dash inside, so that no BEGIN without its END has all the rest searched for it
     blocks = re.finditer(rb"-----BEGIN ([^-]{1,60})-----([^-]*)-----END \1-----", data)
-    return [(block.group(1), block.group(2), block.group()) for block in blocks]
+    return [(block[1], block[2], block[0]) for block in blocks]
 
 
 def read_pem(data):
@@ -1988,8 +1984,7 @@ def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
     make_folder(place.records, 0o700)
     text = read_text(place.conf) if os.path.lexists(place.conf) else ""
-    edited = edit_conf(text, parse_conf(text, place.conf)[0], given)
-    write_file(place.conf, os.fsencode(edited))
+    write_file(place.conf, os.fsencode(edit_conf(text, parse_conf(text, place.conf)[0], given)))
 
 
 def _number(place, path):
@@ -2000,8 +1995,8 @@ def _number(place, path):
 
 def version_numbers(place):
     """Return the numbers of the versions that there are, the newest first."""
-    numbers = (_number(place, name) for name in list_folder(place.archive))
-    return sorted(filter(None, numbers), reverse=True)
+    return sorted(filter(None, (_number(place, name) for name in list_folder(place.archive))),
+                  reverse=True)
 
 
 def next_number(place):
@@ -3598,7 +3593,7 @@ def start_timer(run):
         status, words = _systemctl("enable", "--now")
         if status == 0:
             at = re.search(r"\d\d:\d\d", _systemctl("show", "-p", "NextElapseUSecRealtime")[1])
-            run.report.line("certferry.timer: started" + (at and ", next run " + at.group() or ""))
+            run.report.line("certferry.timer: started" + (at and ", next run " + at[0] or ""))
             return True
         run.report.problem("", "certferry.timer could not be started (%s)" % words.strip(),
                            "systemctl enable --now certferry.timer")
