@@ -98,9 +98,9 @@ class Source(collections.namedtuple("Source", "kind host port target text")):
     may_hold_key = property(lambda self: self.kind in "file exec vault azure".split())
 
 
-class Certificate(collections.namedtuple("Certificate", (
-        "der serial not_before not_after subject issuer public_key algorithm version extensions "
-        "domains"))):
+class Certificate(collections.namedtuple(
+        "Certificate", "der serial not_before not_after subject issuer public_key algorithm "
+        "version extensions domains")):
     """The facts of one certificate: names as DER bytes, times in seconds since 1970.
 
     `public_key` is the SubjectPublicKeyInfo, `extensions` {OID bytes: value bytes}, `domains` the
@@ -110,8 +110,8 @@ class Certificate(collections.namedtuple("Certificate", (
     lifetime = property(lambda self: max(1, self.not_after - self.not_before))
 
 
-class Place(collections.namedtuple("Place", (
-        "config name live members pointer archive records conf state renewal"))):
+class Place(collections.namedtuple(
+        "Place", "config name live members pointer archive records conf state renewal")):
     """Where the files of one lineage are."""
 
     def __new__(cls, config, name):
@@ -136,9 +136,9 @@ Offer = collections.namedtuple("Offer", "source address leaf chain key way")
 
 # What the judge sees: an offer, parsed, with what openssl says of it (public keys as DER, `trust`
 # "" or what is wrong), and what it is compared with: `keys` {public key: path}, then fingerprints.
-Evidence = collections.namedtuple("Evidence", (
-    "name domains current offer leaf public_key carried_key trust keys retired replaced "
-    "rolled_back rolled_keys"))
+Evidence = collections.namedtuple(
+    "Evidence", "name domains current offer leaf public_key carried_key trust keys retired "
+    "replaced rolled_back rolled_keys")
 Evidence.__new__.__defaults__ = (None, None, "", {}, (), (), (), ())
 
 # reason is "" for an offer that is accepted; message and hint make the line that a person reads.
@@ -149,8 +149,8 @@ Verdict = collections.namedtuple("Verdict", "reason message hint")
 Lineage = collections.namedtuple("Lineage", "place given options state checked current key notices")
 
 # How a crossing ended: `changed` says that anything was written, `lines` is shown below the result.
-Outcome = collections.namedtuple("Outcome", (
-    "name result reason message hint changed source version health why lines"))
+Outcome = collections.namedtuple(
+    "Outcome", "name result reason message hint changed source version health why lines")
 
 SOUND = "installed unchanged pending".split()  # results of a good exchange
 REMEMBERING = SOUND + "not-due deferred".split()  # results after which options are remembered
@@ -338,8 +338,9 @@ REMEMBERED = {
     "when": _pattern("always|due", "always or due"), "warn": _share, "critical": _share,
     "timeout": _pattern(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float),
     "enabled": _pattern("yes|no", "yes or no")}
-Options = collections.namedtuple("Options", (
-    "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled"))
+Options = collections.namedtuple(
+    "Options", "sources sni domains ca_file deploy_hooks served_at when warn critical timeout "
+    "enabled")
 NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
 
 
@@ -459,9 +460,9 @@ def utc_seconds(text):
 
 
 # Times are seconds since 1970 or None; fingerprints and hooks are tuples of words.
-State = collections.namedtuple("State", (
-    "result reason detail since runs good source upstream_not_after way owed unserved unfinished "
-    "retired rolled_back key told told_at"))
+State = collections.namedtuple(
+    "State", "result reason detail since runs good source upstream_not_after way owed unserved "
+    "unfinished retired rolled_back key told told_at")
 NO_STATE = State(None, None, "", None, 0, None, None, None, "", (), False, 0, (), (), "", "", None)
 # How a text of the state is read, if not as it is; what is False, 0 or empty is never written.
 _READERS = {"since": utc_seconds, "good": utc_seconds, "upstream_not_after": utc_seconds,
@@ -1405,8 +1406,8 @@ class Network:
         if self.unsent:
             self.send()
         while not self.answers.get(number) and not self.broken:
-            left = max(0, deadline - time.monotonic())
-            readable = select.select([self.from_answers], [], [], left)[0]
+            readable = select.select([self.from_answers], [], [],
+                                     max(0, deadline - time.monotonic()))[0]
             if readable:
                 self.read()
             # its own deadlines come first: this one is for a process that does not keep them
@@ -1608,8 +1609,8 @@ def _vault_secret(source, environment):
     second = info is None or _dig(info, "data", "options", "version") == "2"
     secret = _dig(_ask_store(environment, url + mount + ("data/" if second else "")
                              + target[len(mount):], headers), *["data"] * (1 + second))
-    return _pem_in([_dig(secret, name) for name in (
-        "fullchain certificate cert chain ca_chain private_key privkey key").split()])
+    return _pem_in([_dig(secret, name) for name in
+                    "fullchain certificate cert chain ca_chain private_key privkey key".split()])
 
 
 def _azure_secret(source, environment):
@@ -1685,8 +1686,8 @@ def _key_objections(case, now):
     """Yield what is wrong with the key that a leaf is for, as _objections() does."""
     leaf, public, carried = case.leaf, case.public_key, case.carried_key
     if carried not in (None, public):  # though the lineage's own key would fit
-        yield ("key-mismatch", "has a private key (%s) that does not fit its certificate (%s)" % (
-            describe_key(carried), describe_key(public)), "put the matching pair there")
+        yield "key-mismatch", "has a private key (%s) that does not fit its certificate (%s)" % (
+            describe_key(carried), describe_key(public)), "put the matching pair there"
     if fingerprint(public) in case.retired:
         yield ("key-mismatch", "has a certificate for a key that was retired here (%s)"
                % describe_key(public), "certferry %s --force takes it back, with --key PEM where "
@@ -2391,13 +2392,13 @@ def run_hook(hook, config, environment, variables, pass_on):
             last = (last + piece)[-400:]
             if time.monotonic() - started > HOOK_SECONDS:
                 kill_group(process)
-                return "did not end in %d s" % HOOK_SECONDS, time.monotonic() - started
+                return "did not end in %d s" % HOOK_SECONDS, HOOK_SECONDS
             if ready and not piece and not ended:
                 time.sleep(0.01)  # it closed its output and goes on
     words = last_line(last)
     status = process.returncode
-    return status and "status %d%s" % (status, words and ", " + words) or "", (
-        time.monotonic() - started)
+    wrong = status and "status %d%s" % (status, words and ", " + words) or ""
+    return wrong, time.monotonic() - started
 
 
 def alert_wanted(state, health, now):
@@ -2600,8 +2601,8 @@ def status_lines(pairs, now, columns, wrong):
 # What holds for every lineage of a run; `command` is NAME (certferry NAME), renew or rollback,
 # `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key,
 # `litter` what an interrupted run left, `failure` why this one cannot begin, or None.
-Run = collections.namedtuple("Run", (
-    "config environment now command dry_run force network report changes pem litter failure"))
+Run = collections.namedtuple(
+    "Run", "config environment now command dry_run force network report changes pem litter failure")
 
 
 def is_certbots(place):
@@ -2724,10 +2725,11 @@ def _no_key(lineage):
     """Return the Failure of a lineage without a private key."""
     (config, name, *_), sources = lineage.place, lineage.options.sources[:1]
     here = "" if config == CONFIG_DIR else " --config-dir " + config
-    return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
+    return Failure(
+        "no-key", "no private key in %s/privkey.pem" % lineage.place.live,
         "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s%s" % (
             sources and sources[0].host or "UPSTREAM", CONFIG_DIR, name, name,
-            "".join(" --from " + source.text for source in sources), here)))
+            "".join(" --from " + source.text for source in sources), here))
 
 
 def read_roots(path):
@@ -2758,8 +2760,9 @@ def run_folder(run, kind, variables, name=""):
     done = run_hooks(run, hook_files(run.config, kind), variables)
     for hook, wrong, _ in done:
         if wrong:
-            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), (
-                "run it by hand: it is not tried again"), "warning" if name else "problem")
+            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong),
+                               "run it by hand: it is not tried again",
+                               "warning" if name else "problem")
     return any(seconds for _, _, seconds in done)
 
 
@@ -2832,9 +2835,10 @@ class Crossing:
         """See that there is a lineage, and that it is certferry's to ferry; Failure otherwise."""
         place = self.place
         if is_certbots(place):
-            raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % self.name, (
+            raise Failure(
+                "certbot", "certbot renews it here (renewal/%s.conf)" % self.name,
                 "to hand it over, mv %s away (not 'certbot delete', which removes the files that "
-                "your servers read), then the same command again" % place.renewal))
+                "your servers read), then the same command again" % place.renewal)
         if self.command != "NAME" and not is_ours(place):
             raise no_lineage(place)
         self.ours = True
@@ -2845,23 +2849,23 @@ class Crossing:
         """Make whole what an interrupted run or a hand left, and have the first source asked by
         now; Failure where nothing can be ferried, before any network."""
         self.check_ours()
-        run, place = self.run, self.place
-        if os.path.lexists(place.renewal):
-            self.say("renewal/%s.conf is %s" % (self.name, "beside a lineage of certferry's" if (
-                os.path.getsize(place.renewal)) else "empty, left by a certbot run that failed"),
+        renewal = self.place.renewal
+        if os.path.lexists(renewal):
+            self.say("renewal/%s.conf is %s" % (
+                self.name, "beside a lineage of certferry's" if os.path.getsize(renewal)
+                else "empty, left by a certbot run that failed"),
                 "move it away, 'certbot renew' fails over it")
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
         self.mend()
-        if run.pem is not None:
+        if self.run.pem is not None:
             self.add_key()
         self.sources = self.options.sources or (parse_source(self.name),)
         self.check_key()
         self.tend_staged()
-        current = self.current
         if self.command != "NAME" and not (self.command == "renew" and (
-                run.force or self.options.when == "always" or not current
-                or self.now >= due_time(current.leaf))):
+                self.run.force or self.options.when == "always" or not self.current
+                or self.now >= due_time(self.current.leaf))):
             self.sources = ()
         elif not self.sources[0].may_hold_key:  # a store is asked later, by this process
             self.number = self.submit(self.sources[0])
@@ -3199,9 +3203,10 @@ class Crossing:
         self.state = self.state._replace(unserved=bool(wrong))
         if wrong:
             waited = ": hooks ran, %d s waited" % patience if patience else ""
-            raise Failure("not-served", "; ".join(wrong) + waited, (
+            raise Failure(
+                "not-served", "; ".join(wrong) + waited,
                 "the hooks run again at the next run; does the daemon read %s/fullchain.pem? is "
-                "--served-at right?" % self.place.live))
+                "--served-at right?" % self.place.live)
 
     def health(self):
         """Return (health, why) of what is in service."""
@@ -3252,13 +3257,14 @@ class Crossing:
         place, now, before = self.place, self.now, self.current
         target = before and rollback_target(self)
         if target is None:
-            raise Failure(None, "there is no earlier version to go back to", (
-                "versions are kept in %s/%s@N" % (place.archive, self.name)))
+            raise Failure(None, "there is no earlier version to go back to",
+                          "versions are kept in %s/%s@N" % (place.archive, self.name))
         leaf = target.leaf
         if not leaf.not_before <= now <= leaf.not_after:
-            raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
-                "version %d is not valid now (%s to %s)" % (target.number, iso_time(
-                    leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
+            raise Failure("expired" if now > leaf.not_after else "not-yet-valid",
+                          "version %d is not valid now (%s to %s)" % (
+                              target.number, iso_time(leaf.not_before), iso_time(leaf.not_after)),
+                          "the version in service stays")
         fitting, done = mend_key(place, target, not self.dry_run)
         self.tell_mended(done)
         if not fitting:
@@ -3266,8 +3272,8 @@ class Crossing:
                           "bring it with certferry %s --key PEM" % self.name)
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
-        state = self.owing(leaf, unfinished=target.number, rolled_back=(
-            self.state.rolled_back + (fingerprint(before.leaf.der),)))
+        rolled_back = self.state.rolled_back + (fingerprint(before.leaf.der),)
+        state = self.owing(leaf, unfinished=target.number, rolled_back=rolled_back)
         if not self.dry_run:
             self.tell_mended(mend_certificates(target, True))
             save_state(place, state)  # first, so that a run that dies in between owes the hooks
