@@ -734,10 +734,9 @@ def to_pem(ders):
 
 
 def pem_blocks(data):
-    """Return [(label, content, whole block)] of PEM text, in linear time whatever it is."""
+    """Return [(whole block, label, content)] of PEM text, in linear time whatever it is."""
     # no dash inside, so that no BEGIN without its END has all the rest searched for it
-    blocks = re.finditer(rb"-----BEGIN ([^-]{1,60})-----([^-]*)-----END \1-----", data)
-    return [(block[1], block[2], block[0]) for block in blocks]
+    return re.findall(rb"(-----BEGIN ([^-]{1,60})-----([^-]*)-----END \2-----)", data)
 
 
 def read_pem(data):
@@ -749,9 +748,9 @@ def read_pem(data):
     if data[:1] == b"\x30" and b"-----BEGIN " not in data:
         return [data], None
     blocks = pem_blocks(data)
-    texts = [b"".join(content.split()) for label, content, _ in blocks
+    texts = [b"".join(content.split()) for _, label, content in blocks
              if label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
-    keys = {block.replace(b"\r\n", b"\n") + b"\n" for label, _, block in blocks
+    keys = {block.replace(b"\r\n", b"\n") + b"\n" for block, label, _ in blocks
             if label.endswith(b"PRIVATE KEY")}
     if len(texts) > MAX_CERTIFICATES or len(keys) > 1:
         raise ValueError("more than %d certificates, or more than one private key"
@@ -764,12 +763,6 @@ def read_pem(data):
     if b"" in texts or texts != [binascii.b2a_base64(der, newline=False) for der in ders]:
         raise ValueError("a certificate whose base64 is broken")
     return list(dict.fromkeys(ders)), Secret(keys.pop()) if keys else None
-
-
-def holds_only_certificates(data):
-    """Say whether PEM text is certificates and nothing else, not even around them."""
-    block = b"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----"
-    return not re.sub(block, b"", data).strip()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -965,7 +958,7 @@ def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False
 
 def _public_key(pem):
     """Return the DER of a PUBLIC KEY that openssl printed, or None where it printed none."""
-    return next((binascii.a2b_base64(content) for label, content, _ in pem_blocks(pem)
+    return next((binascii.a2b_base64(content) for _, label, content in pem_blocks(pem)
                  if label == b"PUBLIC KEY"), None)
 
 
@@ -2297,7 +2290,8 @@ def adopt(lineage):
     found = {os.path.basename(path): read_file(real_path(place, path), MAX_OFFER)
              for path in place.members[:3] if os.path.lexists(path)}
     for name, data in found.items():
-        if not holds_only_certificates(data):  # everybody can read the copy
+        # everybody can read the copy
+        if re.sub(b"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", b"", data).strip():
             raise Failure(None, "%s/%s holds more than certificates" % (place.live, name),
                           "take the rest out")
     return install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state, found)
@@ -2740,7 +2734,7 @@ def read_roots(path):
         with open(path, "rb") as file:  # as the caller: its folder may be closed to nobody
             data = file.read(4 * MAX_OFFER)
         roots = [parse_certificate(binascii.a2b_base64(content))
-                 for label, content, _ in pem_blocks(data) if label == b"CERTIFICATE"]
+                 for _, label, content in pem_blocks(data) if label == b"CERTIFICATE"]
         if not roots:
             raise ValueError("there is no certificate in PEM form in it")
         return roots

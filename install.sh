@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-946c2dc787b4cffd12458222a67c62146fdb4b64145cccbaf9519574e1d20396  certferry.py
+8090ea71af10b39ca512f488c1fe0d56777da61ac3508ee92f7bfdb8902ede68  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
