@@ -958,8 +958,8 @@ def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False
 
 def _public_key(pem):
     """Return the DER of a PUBLIC KEY that openssl printed, or None where it printed none."""
-    return next((binascii.a2b_base64(content) for _, label, content in pem_blocks(pem)
-                 if label == b"PUBLIC KEY"), None)
+    block = re.search(b"-----BEGIN PUBLIC KEY-----([^-]*)-----END PUBLIC KEY-----", pem)
+    return block and binascii.a2b_base64(block[1])
 
 
 def leaf_public_key(leaf):
@@ -2972,9 +2972,9 @@ class Crossing:
     def own_keys(self):
         """Return {public key: path, or a Secret that is not on disk} of the keys to fit."""
         if self.keys is None:
-            self.keys, beside = {}, [self.place.members[3]] + staged_keys(self.place)
-            here = self.current and self.current.folder + "/privkey.pem"
-            for path in dict.fromkeys([self.key, here] + beside):
+            self.keys, here = {}, self.current and self.current.folder + "/privkey.pem"
+            for path in dict.fromkeys([self.key, here, self.place.members[3]]
+                                      + staged_keys(self.place)):
                 if path and os.path.lexists(path) and not os.path.islink(path):
                     try:
                         self.keys.setdefault(public_key_of(path), path)
@@ -2988,8 +2988,7 @@ class Crossing:
         versions = load_versions(self.place)
         rolled = {version.leaf.public_key for version in versions
                   if fingerprint(version.leaf.der) in state.rolled_back} - set(keys)
-        replaced = {fingerprint(version.leaf.der) for version in versions
-                    if current and version.leaf.der != current.leaf.der}
+        replaced = {fingerprint(version.leaf.der) for version in versions}
         # a run that died at a change of keys may have retired the one in service
         retired = set(state.retired) - {current and fingerprint(current.leaf.public_key)}
         if self.run.force:
