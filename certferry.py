@@ -755,10 +755,7 @@ def read_pem(data):
     if len(texts) > MAX_CERTIFICATES or len(keys) > 1:
         raise ValueError("more than %d certificates, or more than one private key"
                          % MAX_CERTIFICATES)
-    try:
-        ders = list(map(binascii.a2b_base64, texts))
-    except binascii.Error:
-        ders = []
+    ders = quietly(list, map(binascii.a2b_base64, texts)) or []
     # a2b_base64 skips what is no base64: its way back tells
     if b"" in texts or texts != [binascii.b2a_base64(der, newline=False) for der in ders]:
         raise ValueError("a certificate whose base64 is broken")
@@ -1059,12 +1056,9 @@ _SIGNS = (
 def _is_own(family, where):
     """Say whether an address is this machine's: then a packet to it would leave from itself."""
     import socket
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(where)  # sends nothing
-            return probe.getsockname()[0] == where[0] or where[0].startswith("127.")
-    except OSError:
-        return False
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(where)  # sends nothing
+        return probe.getsockname()[0] == where[0] or where[0].startswith("127.")
 
 
 @memoized  # many lineages, few upstreams
@@ -1077,7 +1071,7 @@ def _resolve(host, port, own):
         raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
                       "check the name, and this host's resolver")
     others = [(family, where) for family, _, _, _, where in found
-              if not (own and _is_own(family, where))]
+              if not (own and quietly(_is_own, family, where))]
     if not others:
         raise Failure("unreachable", "is this very machine",
                       "name the server that has the certificate with --from HOST[:PORT]")
@@ -3110,19 +3104,20 @@ class Crossing:
 
     def deploy(self):
         """Make the accepted offer the current version."""
-        place, offer, leaf = self.place, self.offer, parse_certificate(self.offer.leaf)
+        offer, leaf = self.offer, parse_certificate(self.offer.leaf)
         is_own, mark, before = offer.key == self.key, fingerprint(leaf.der), self.current
         self.take_over()  # so that there is a version to go back to
         previous = self.current
         state = self.owing(leaf, way=offer.way, rolled_back=tuple(
             each for each in self.state.rolled_back if each != mark)[-KEPT_VERSIONS:])
         if self.dry_run:
-            number = next_number(place) + (self.current is not before)  # one for loose files
+            # one more for loose files
+            number = next_number(self.place) + (self.current is not before)
             return self.put_in_service(Version(number, "", leaf, offer.chain), state)
         self.put_in_service(install_version(
             self, leaf, offer.chain, self.key if is_own else offer.key, state), state)
         self.tend_staged()
-        prune(place, self.current, previous)  # last: what replaced it is synced by now
+        prune(self.place, self.current, previous)  # last: what replaced it is synced by now
 
     def take_over(self):
         """Make a version of loose files; say once what that means for containers."""
@@ -3364,7 +3359,8 @@ def ferry_all(run, places):
     way before the first answer is judged."""
     crossings, pairs = [], []
     # one by one: the first is asked for while the files of the next are read
-    for crossing in (Crossing(run, place) for place in sorted(set(places))):
+    for place in sorted(set(places)):
+        crossing = Crossing(run, place)
         if run.command == "renew" and crossing.options.enabled == "no":
             run.report.line("%s: skipped: enabled = no in its conf" % crossing.name)
             continue
@@ -3381,13 +3377,14 @@ def ferry_all(run, places):
 
 def post_hooks(run, pairs):
     """Run certbot's post hooks once where something was deployed."""
-    names = {"RENEWED_DOMAINS": [], "FAILED_DOMAINS": []}
+    renewed, failed = [], []
     for crossing, outcome in pairs:
         if crossing.fresh or outcome.result in ("failed", "refused"):
-            names["RENEWED_DOMAINS" if crossing.fresh else "FAILED_DOMAINS"].extend(
+            (renewed if crossing.fresh else failed).extend(
                 outcome.version.leaf.domains if outcome.version else (outcome.name,))
-    if names["RENEWED_DOMAINS"] and not run.dry_run:
-        run_folder(run, "post", {key: " ".join(domains) for key, domains in names.items()})
+    if renewed and not run.dry_run:
+        run_folder(run, "post", {"RENEWED_DOMAINS": " ".join(renewed),
+                                 "FAILED_DOMAINS": " ".join(failed)})
 
 
 def write_metrics(path, pairs, places, report):
