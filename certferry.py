@@ -234,9 +234,9 @@ def quietly(step, *arguments):
 
 # A name ends up in paths, in hooks' environments and in openssl's arguments: letters and no more.
 HOST_NAME = r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % ((r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2)
-_PORTS = {scheme: int(port) for scheme, port in (each.split(":") for each in (
+_PORTS = dict(each.split(":") for each in (
     "tls:443 smtp:25 imap:143 pop3:110 ftp:21 ldap:389 xmpp:5222 postgres:5432 mysql:3306 "
-    "vault:8200 azure:443").split())}
+    "vault:8200 azure:443").split())
 # What follows the host: only a store has a path, and no part of it climbs with `..`.
 _PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,127}\Z"}
 
@@ -276,7 +276,8 @@ def is_lineage_name(text):
 
 
 def parse_endpoint(text, port):
-    """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError."""
+    """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError.
+    `port`, a text, is the one that is meant where none is given."""
     bare = text.count(":") > 1 and not text.startswith("[")
     match = re.match(r"(?:\[(.*:.*)\]|([^:]*))(?::(\d{1,5}))?\Z", "[%s]" % text if bare else text)
     port = int(match[3] or port) if match else 0
@@ -497,7 +498,7 @@ def parse_environment(text, path):
         match = re.match(r"\s*([A-Za-z_]\w*)=(['\"]?)([^\0]*?)\2\s*\Z", line)
         if match:
             values[match[1]] = match[3]
-        elif line.strip() and not line.lstrip().startswith("#"):
+        elif not re.match(r"\s*(#|\Z)", line):
             raise _bad_line(path, number, "not a KEY=VALUE line")
     return values
 
@@ -2429,7 +2430,7 @@ class Reporter:
             name in options for name in "quiet verbose json dry-run".split())
         self.now, self.started, self.failed = now, time.monotonic(), False
         journal = os.environ.get("JOURNAL_STREAM")  # systemd's, inherited by all below a service
-        info = os.fstat(2) if journal else None
+        info = journal and os.fstat(2)
         self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
             info.st_dev, info.st_ino) else {}
 
@@ -2512,16 +2513,17 @@ def _gauges(lineage, outcome, now):
 
 def format_metrics(pairs, now, seconds):
     """Return Prometheus text format for [(Lineage, Outcome)] and a run's duration."""
+    head = "# HELP certferry_{0} {1}\n# TYPE certferry_{0} gauge\n"
     families = {}  # the format wants a metric's samples side by side
     for lineage, outcome in pairs:
         for name, what, value in _gauges(lineage, outcome, now):
             if value is not None:
-                families.setdefault((name, what), []).append(
-                    '{name="%s"} %d' % (outcome.name, value))
-    families["run_duration_seconds", "How long this run took."] = [" %.3f" % seconds]
-    return "".join("# HELP certferry_%s %s\n# TYPE certferry_%s gauge\n%s" % (
-        name, what, name, "".join("certferry_%s%s\n" % (name, sample) for sample in samples))
-                   for (name, what), samples in families.items()).encode()
+                families.setdefault(name, [head.format(name, what)]).append(
+                    'certferry_%s{name="%s"} %d\n' % (name, outcome.name, value))
+    lines = sum(families.values(), []) + [
+        head.format("run_duration_seconds", "How long this run took."),
+        "certferry_run_duration_seconds %.3f\n" % seconds]
+    return "".join(lines).encode()
 
 
 def _trouble(lineage, outcome):
