@@ -893,7 +893,7 @@ def converse(process, feeds, deadline, limit):
                     raise ValueError("more than %d bytes" % limit)
                 if not piece:
                     reading.remove(descriptor)
-        return tuple(outputs.values())
+        return outputs.values()
     finally:
         for descriptor in feeds:
             os.close(descriptor)
@@ -1835,7 +1835,7 @@ def list_folder(folder):
         return []
 
 
-def read_file(path, limit, private=False):
+def read_file(path, limit=MAX_KEY, private=False):
     """Return the bytes of a regular file that root or the caller owns, following no link.
     `private` refuses one that others can write. Failure for a file that is somebody else's."""
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
@@ -2051,7 +2051,7 @@ def key_record(path, leaf):
 def public_key_of(path):
     """Return the public key (DER) of a private key file; Failure with why not, in words."""
     try:
-        return public_half(read_file(path, MAX_KEY), True)
+        return public_half(read_file(path), True)
     except (OSError, ValueError) as error:
         raise Failure("no-key", "%s cannot be used: %s" % (
             path, why(error)), "put the right one there")
@@ -2105,7 +2105,7 @@ def mend_links(place, current, replace=False, write=True):
                 continue
             if not fits(public, current.leaf):  # no private key is ever thrown away
                 words += " (what was there is staged as %s)" % (
-                    write and stage_key(place, read_file(real, MAX_KEY), public))
+                    write and stage_key(place, read_file(real), public))
         elif os.path.exists(real) and not replace:
             continue
         if write:
@@ -2140,7 +2140,7 @@ def mend_key(place, version, write):
     done): another version's, a staged one or one put there by hand is put back, and what was
     written over it is staged."""
     target, done = real_path(place, version.folder + "/privkey.pem"), []
-    found = read_file(target, MAX_KEY) if os.path.lexists(target) else b""
+    found = read_file(target) if os.path.lexists(target) else b""
     public = found and public_key_of(target)
     if public and fits(public, version.leaf):
         return target, done
@@ -2148,7 +2148,7 @@ def mend_key(place, version, write):
              if each.number != version.number] + [place.members[3]] + staged_keys(place)
     fitting = next((path for path in paths
                     if quietly(public_key_of, path) == version.leaf.public_key), None)
-    if public and found not in [quietly(read_file, path, MAX_KEY) for path in paths]:
+    if public and found not in [quietly(read_file, path) for path in paths]:
         done = ["a key that does not fit was written over %s: it is staged as %s" % (
             target, write and stage_key(place, found, public))]
     if fitting:
@@ -2156,7 +2156,7 @@ def mend_key(place, version, write):
     if not fitting or not write:
         return fitting, done
     # the mode that it has here, unless that is wider
-    write_file(target, read_file(fitting, MAX_KEY), like=min(
+    write_file(target, read_file(fitting), like=min(
         [target] * os.path.isfile(target) + [fitting], key=lambda path: os.stat(path).st_mode & 7))
     return target, done
 
@@ -2179,7 +2179,7 @@ def _stage_version(lineage, folder, members, key):
     if key == like and not (before and before.number) and key_label == label:
         quietly(os.link, key, target)  # not between file systems
     if not os.path.lexists(target):
-        pem = key.pem if isinstance(key, Secret) else read_file(key, MAX_KEY)
+        pem = key.pem if isinstance(key, Secret) else read_file(key)
         _create(target, pem, 0o600, like)
     _dress(folder, before.folder if before and before.number else place.archive)
     _sync(folder)
@@ -2880,9 +2880,9 @@ class Crossing:
 
     def tend_staged(self):
         """Remove a staged key that has become the lineage's, tell of one that waits for long."""
-        own = self.key and not self.misfit and quietly(read_file, self.key, MAX_KEY)
+        own = self.key and not self.misfit and quietly(read_file, self.key)
         for path in staged_keys(self.place):
-            if own and not self.dry_run and quietly(read_file, path, MAX_KEY) == own:
+            if own and not self.dry_run and quietly(read_file, path) == own:
                 remove(path)  # the run died there
             elif self.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
                 self.say(path + " waits for over 30 days", "remove it if it was forgotten")
