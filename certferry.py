@@ -2086,7 +2086,7 @@ def unlinked(place, current):
 def astray(place, current):
     """Return the live paths where servers read something else than the current version has."""
     return [path for path in unlinked(place, current) if quietly(
-        lambda: read_file(real_path(place, path), MAX_OFFER)) != quietly(
+        lambda path: read_file(real_path(place, path), MAX_OFFER), path) != quietly(
             read_file, path.replace(place.live, current.folder), MAX_OFFER)]
 
 
@@ -2174,7 +2174,7 @@ def _stage_version(lineage, folder, members, key):
     for name, data in members.items():
         _create(folder + "/" + name, data, 0o644)
     # a key moved in from a home folder must not keep its SELinux label
-    key_label, label = (quietly(lambda: os.getxattr(path, "security.selinux"))
+    key_label, label = (quietly(lambda path: os.getxattr(path, "security.selinux"), path)
                         for path in (like or folder, place.archive))
     if key == like and not (before and before.number) and key_label == label:
         quietly(os.link, key, target)  # not between file systems
