@@ -2436,11 +2436,8 @@ class Reporter:
 
     def _write(self, stream, data):
         """Write bytes; a reader that has gone away is no reason to stop ferrying."""
-        try:
-            stream.buffer.write(data)
-            stream.buffer.flush()
-        except (OSError, ValueError, AttributeError):  # AttributeError: it was closed at start
-            pass
+        quietly(lambda: stream.buffer.write(data))  # it may also have been closed at start
+        quietly(lambda: stream.buffer.flush())
 
     def line(self, *texts, stream=None):
         """Write lines of results, on standard output unless told otherwise."""
