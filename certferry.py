@@ -89,13 +89,9 @@ CREDENTIALS = """VAULT_TOKEN VAULT_TOKEN_FILE VAULT_ROLE_ID VAULT_SECRET_ID VAUL
 # for repr() prints them: keys are paths, or a Secret.
 
 
-class Source(collections.namedtuple("Source", "kind host port target text")):
-    """Where a chain is fetched: kind `tls`, a STARTTLS protocol, file, exec, vault or azure.
-
-    `text` is what a person reads; `target` is the path or command of a source that is no host.
-    """
-
-    may_hold_key = property(lambda self: self.kind in "file exec vault azure".split())
+# Where a chain is fetched: kind `tls`, a STARTTLS protocol, file, exec, vault or azure; `text` is
+# what a person reads, `target` the path or command of a source that is no host.
+Source = collections.namedtuple("Source", "kind host port target text")
 
 
 class Certificate(collections.namedtuple(
@@ -1328,32 +1324,6 @@ def _serve_jobs(jobs, answers):
                     pool.waiting[number] = Job(*fields)
 
 
-def offer_of(source, function, *arguments):
-    """Return the Offer in the Answer that a function returns, in its order; Failure otherwise."""
-    try:
-        answer = function(*arguments)
-        if len(answer.data) > MAX_OFFER:
-            raise ValueError("more than %d bytes" % MAX_OFFER)
-        certificates, key = read_pem(answer.data)
-        if not certificates:
-            raise ValueError("no certificate in it")
-        if source.may_hold_key:  # in any order: authorities, by their constraints, come last
-            certificates.sort(key=lambda der: bool(re.search(
-                rb"\x55\x1d\x13(\x01\x01\xff)?\x04.\x30.\x01\x01\xff", der, re.S)))
-    except Failure as failure:
-        where = source.text + " " if failure.reason else ""  # else this host lacks something
-        raise Failure(failure.reason, where + str(failure), failure.hint)
-    except OSError as error:
-        raise Failure("unreachable", "%s: %s: %s" % (source.text, error.filename, str(
-            error.strerror).lower()), "is it in place?")
-    except ValueError as error:
-        raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
-    leaf, *others = certificates
-    # before 3.13 Python shows the leaf alone, which says nothing of the chain
-    chain = tuple(others) if others or source.may_hold_key or answer.detail else None
-    return Offer(source, answer.address, leaf, chain, key, answer.way)
-
-
 class Network:
     """A process that answers, mostly the unprivileged one that does every handshake of a run.
 
@@ -1644,9 +1614,36 @@ def _fetch_secret(source, seconds, environment):
     return Answer(data=open_pkcs12(data) if data[:1] == b"\x30" else data)
 
 
-# The sources that are no handshake: (Source, seconds, environment) in, an Answer out.
+# The sources that are no handshake: (Source, seconds, environment) in, an Answer out. They may hold
+# the private key, too.
 FETCHERS = {"file": _read_medium, "exec": _run_command, "vault": _fetch_secret,
             "azure": _fetch_secret}
+
+
+def offer_of(source, function, *arguments):
+    """Return the Offer in the Answer that a function returns, in its order; Failure otherwise."""
+    try:
+        answer = function(*arguments)
+        if len(answer.data) > MAX_OFFER:
+            raise ValueError("more than %d bytes" % MAX_OFFER)
+        certificates, key = read_pem(answer.data)
+        if not certificates:
+            raise ValueError("no certificate in it")
+        if source.kind in FETCHERS:  # in any order: authorities, by their constraints, come last
+            certificates.sort(key=lambda der: bool(re.search(
+                rb"\x55\x1d\x13(\x01\x01\xff)?\x04.\x30.\x01\x01\xff", der, re.S)))
+    except Failure as failure:
+        where = source.text + " " if failure.reason else ""  # else this host lacks something
+        raise Failure(failure.reason, where + str(failure), failure.hint)
+    except OSError as error:
+        raise Failure("unreachable", "%s: %s: %s" % (source.text, error.filename, str(
+            error.strerror).lower()), "is it in place?")
+    except ValueError as error:
+        raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
+    leaf, *others = certificates
+    # before 3.13 Python shows the leaf alone, which says nothing of the chain
+    chain = tuple(others) if others or source.kind in FETCHERS or answer.detail else None
+    return Offer(source, answer.address, leaf, chain, key, answer.way)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2854,7 +2851,7 @@ class Crossing:
                 self.run.force or self.options.when == "always" or not self.current
                 or self.now >= due_time(self.current.leaf))):
             self.sources = ()
-        elif not self.sources[0].may_hold_key:  # a store is asked later, by this process
+        elif self.sources[0].kind not in FETCHERS:  # those are asked later, by this process
             self.number = self.submit(self.sources[0])
         if self.command == "renew" or "served-at" in self.changes:
             self.served = self.look()
@@ -2920,7 +2917,7 @@ class Crossing:
                 current = self.current = None  # no set: a key that waits for its offer
         if self.key is None:
             if not self.own_keys():
-                self.sources = [source for source in self.sources if source.may_hold_key]
+                self.sources = [source for source in self.sources if source.kind in FETCHERS]
             if not self.sources and self.command != "rollback":
                 raise _no_key(self)
         elif not self.misfit:
@@ -3054,7 +3051,7 @@ class Crossing:
     def ask(self, source, **asked):
         """Return the accepted offer of a source: of the key type that is here, and of the other
         addresses of its name where one hands out an older certificate."""
-        if source.may_hold_key:
+        if source.kind in FETCHERS:
             return self.examine(offer_of(source, FETCHERS[source.kind], source,
                                          self.options.timeout, self.run.environment))
         number, self.number = self.number or self.submit(source, **asked), None

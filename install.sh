@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-969b225e4370beb98e64c5d316d441e31ac400f2dbc96e5f52d435f88723b1c9  certferry.py
+ecb2fc38e227f3662f4035d205a554c424c0b7740bff7032ce2fd44d9142a643  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
