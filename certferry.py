@@ -1669,7 +1669,7 @@ def _lacking(case):
 
 def _key_objections(case, now):
     """Yield what is wrong with the key that a leaf is for, as _objections() does."""
-    leaf, public, carried = case.leaf, case.public_key, case.carried_key
+    public, carried = case.public_key, case.carried_key
     if carried not in (None, public):  # though the lineage's own key would fit
         yield "key-mismatch", "has a private key (%s) that does not fit its certificate (%s)" % (
             describe_key(carried), describe_key(public)), "put the matching pair there"
@@ -1691,7 +1691,7 @@ def _key_objections(case, now):
                     case.name, case.name, days_left(case.current.leaf, now)))
     yield "key-mismatch", "has a certificate for another key (%s, ours is %s), by %s for %s" % (
         describe_key(public), describe_key(next(iter(case.keys))), describe_name(
-            leaf.issuer), " ".join(leaf.domains[:4])), hint
+            case.leaf.issuer), " ".join(case.leaf.domains[:4])), hint
 
 
 def _objections(case, now):
@@ -2407,10 +2407,10 @@ _PLUGIN_STATUS = {"critical": 2, "unknown": 3, "warning": 1}  # the worst first
 
 def _as_object(outcome):
     """Return one lineage as JSON shows it; null where a field does not apply."""
-    names = ("name result reason detail changed source not_before not_after serial "
-             "fingerprint_sha256 domains version health").split()
     leaf = outcome.version and outcome.version.leaf
-    fields = {name: getattr(outcome, name, getattr(leaf, name, None)) for name in names}
+    fields = {name: getattr(outcome, name, getattr(leaf, name, None)) for name in (
+        "name result reason detail changed source not_before not_after serial fingerprint_sha256 "
+        "domains version health").split()}
     fields["detail"] = plain(": ".join(filter(None, (outcome.message, outcome.hint))), 600) or None
     if leaf:
         fields.update(not_before=iso_time(leaf.not_before), not_after=iso_time(leaf.not_after),
@@ -3143,8 +3143,8 @@ class Crossing:
     def remember(self):
         """Write the options that this command gave; hooks that are new are owed from then on."""
         if self.merged != self.given:
-            known = self.given.get("deploy-hook", ())
-            new = tuple(hook for hook in self.options.deploy_hooks if hook not in known)
+            new = tuple(hook for hook in self.options.deploy_hooks
+                        if hook not in self.given.get("deploy-hook", ()))
             state, self.changed = self.state._replace(owed=self.state.owed + new), True
             if not self.dry_run:
                 save_state(self.place, state)
@@ -3385,12 +3385,13 @@ def post_hooks(run, pairs):
 
 def write_metrics(path, pairs, places, report):
     """Write the metrics of a run, and of the other lineages from disk."""
-    path, now = os.path.abspath(path), report.now
+    path = os.path.abspath(path)
     # all of them: the series of a lineage that this run was not about would end
     names = {outcome.name for _, outcome in pairs}
-    pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
+    pairs = pairs + [inspect(place, report.now) for place in places if place.name not in names]
     try:
-        write_file(path, format_metrics(pairs, now, time.monotonic() - report.started), 0o644)
+        seconds = time.monotonic() - report.started
+        write_file(path, format_metrics(pairs, report.now, seconds), 0o644)
     except OSError as error:
         report.problem("", "metrics: %s" % failure_of(error, path), "look at --metrics")
 
@@ -3603,18 +3604,18 @@ def start_timer(run):
 
 def _run_status(config, places, options, report):
     """Show what is on the disk; return the exit status that monitoring expects."""
-    now, wrong = report.now, "there is no lineage: certferry NAME sets one up"
+    wrong = "there is no lineage: certferry NAME sets one up"
     try:
         places = places or discover(config, report)
     except OSError as error:
         wrong = failure_of(error)
-    pairs = [inspect(place, now) for place in sorted(places)]
+    pairs = [inspect(place, report.now) for place in sorted(places)]
     if "metrics" in options and not report.dry_run:
         write_metrics(options["metrics"][0], pairs, (), report)
     if report.as_json:
         report.document(pairs)
     columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
-    status, lines = status_lines(pairs, now, columns, wrong)
+    status, lines = status_lines(pairs, report.now, columns, wrong)
     if status and report.quiet:  # a problem: the line for monitoring
         report.quiet, lines = False, lines[:1]
     report.line(*lines)

@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-ecb2fc38e227f3662f4035d205a554c424c0b7740bff7032ce2fd44d9142a643  certferry.py
+104b401d5fd9aa7d0eb38bb88374c2d9efc885232d014cc2f80b12cf01acaa7b  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
