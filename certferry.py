@@ -1174,7 +1174,7 @@ def _ask_address(job, family, where, deadline):
         ask = _by_command if job.kind != "tls" or way == "sigalgs" else _by_module
         whole = ask is _by_command or sys.version_info >= (3, 13)  # it shows all that was sent
         try:
-            return Answer("", "whole" if whole else "", "", where[0], way,
+            return Answer("", "whole" if whole else "", "", where[0], way and job.want + " " + way,
                           to_pem(ask(job, family, where, deadline, way)))
         except Failure:
             if not way:
@@ -2929,6 +2929,7 @@ class Crossing:
 
     def submit(self, source, **asked):
         """Have the network process ask for the certificate; return the exchange's number."""
+        # remembered, so that later runs need no extra exchange for the type of key
         want, _, way = self.state.way.partition(" ")
         options = self.options
         name = options.sni or next((domain for domain in options.domains
@@ -3058,10 +3059,8 @@ class Crossing:
         offer = offer_of(source, self.run.network.answer, number)
         if not asked:  # the answer may have lain here while others' hooks ran
             self.asked = max(self.asked, time.monotonic() - self.options.timeout * 0.75)
-        # remembered, so that later runs need no extra exchange for the type of key
-        want = asked.get("want") or self.state.way.partition(" ")[0]
         try:
-            return self.examine(offer._replace(way=want and offer.way and want + " " + offer.way))
+            return self.examine(offer)
         except Failure as failure:
             others, skip = [], asked.get("skip", "") + "," + offer.address
             if failure.reason == "older" and skip.count(",") <= MAX_CERTIFICATES:

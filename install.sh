@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-104b401d5fd9aa7d0eb38bb88374c2d9efc885232d014cc2f80b12cf01acaa7b  certferry.py
+d98c0ef9dd51933b1c1387f031ff1b7258fa2f040f8a8d3fde92c51deba10ca8  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
