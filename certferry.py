@@ -208,12 +208,12 @@ def failure_of(error, where="the config dir"):
     if not isinstance(error, OSError):
         return Failure(None, "this is a bug in certferry (%r, line %d)" % (
             error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
-    where = error.filename2 or error.filename or where
+    where, number = error.filename2 or error.filename or where, error.errno
     hint = {errno.ENOSPC: "free some space", errno.EROFS: "remount it writable",
             errno.ENOENT: "check the path", errno.EPERM: "see to its owner and attributes",
-            errno.EACCES: "run it as root"}.get(error.errno, "see to the disk")
-    return Failure("storage", "%s: %s" % (where, str(why(error)).lower()),
-                   hint + "; what is in service stays")
+            errno.EACCES: "run it as root", errno.ELOOP: "put the file itself there"}
+    return Failure(None if number == errno.ELOOP else "storage", "%s: %s" % (where, str(
+        why(error)).lower()), hint.get(number, "see to the disk") + "; what is in service stays")
 
 
 def quietly(step, *arguments):
@@ -1833,13 +1833,16 @@ def list_folder(folder):
 
 
 def read_file(path, limit=MAX_KEY, private=False):
-    """Return the bytes of a regular file that root or the caller owns, following no link.
-    `private` refuses one that others can write. Failure for a file that is somebody else's."""
+    """Return the bytes of a regular file, by default of a key, that root or the caller owns,
+    following no link. `private` refuses one that others can write. Failure for somebody else's."""
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        info = os.fstat(descriptor)
-        refuse_foreign(path, info, private)
+        info, folder = os.fstat(descriptor), os.path.dirname(path)
+        if limit == MAX_KEY and "@" in os.path.basename(folder):
+            check_folder(folder)  # a version's key may belong to the service that reads it
+        else:
+            refuse_foreign(path, info, private)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
             raise Failure(None, "%s is no regular file of at most %d bytes" % (path, limit),
                           "put the right one there")
@@ -1858,7 +1861,8 @@ def real_path(place, path):
     real = os.path.realpath(path) if os.path.islink(path) else path
     if real != path:
         refuse_foreign(path, os.lstat(path))
-        if not real.startswith(os.path.realpath(place.config) + "/"):
+        if not real.startswith(tuple(os.path.realpath(folder) + "/" for folder in (
+                place.config, place.archive))):
             raise Failure(None, "%s is a link out of the config dir" % path, "put the file there")
         if os.path.exists(real):
             check_folder(os.path.dirname(real))
@@ -1877,6 +1881,7 @@ def _sync(folder):
 def _dress(new, like):
     """Give a new file (by descriptor) or folder owner, group, mode, ACL of `like`: never wider."""
     info, acl = os.stat(like), "system.posix_acl_access"
+    quietly(lambda: os.removexattr(new, acl))  # what a folder's default ACL gave
     try:
         os.chown(new, info.st_uid, info.st_gid)
     except PermissionError:  # not root: the group's rights would go to another group
@@ -2158,6 +2163,11 @@ def mend_key(place, version, write):
     return target, done
 
 
+def key_pem(key):
+    """Return the PEM bytes of a private key, a path or a Secret."""
+    return key.pem if isinstance(key, Secret) else read_file(key)
+
+
 def _stage_version(lineage, folder, members, key):
     """Make the folder of a version, complete and synced, of certificates {name: PEM} and a key.
 
@@ -2176,25 +2186,33 @@ def _stage_version(lineage, folder, members, key):
     if key == like and not (before and before.number) and key_label == label:
         quietly(os.link, key, target)  # not between file systems
     if not os.path.lexists(target):
-        pem = key.pem if isinstance(key, Secret) else read_file(key)
-        _create(target, pem, 0o600, like)
+        _create(target, key_pem(key), 0o600, like)
     _dress(folder, before.folder if before and before.number else place.archive)
     _sync(folder)
 
 
-def _rehearse(folder):
-    """Find out before the rename what a server would find out at its reload; Failure then.
+def rehearse(ders, key):
+    """Find out before anything is written what a server would find out at its reload, of leaf and
+    chain with a private key; Failure then.
 
     In a process of its own: it parses what came from outside, and holds the key.
     """
+    contents = to_pem(ders), key_pem(key)
+
     def shake_hands():
         """Return the leaf that the server's end shows; Failure where the handshake fails."""
+        import _thread
         import ssl
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+        paths = []  # pipes, since it only loads files
+        for content in contents:
+            read, write = os.pipe()
+            _thread.start_new_thread(open(write, "wb", 0).write, (content,))  # and is closed then
+            paths.append("/dev/fd/%d" % read)
         try:
-            server.load_cert_chain(folder + "/fullchain.pem", folder + "/privkey.pem", lambda: "")
+            server.load_cert_chain(*paths, password=lambda: "")
             up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
             ends = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
             for end in ends * 6:
@@ -2264,8 +2282,6 @@ def install_version(lineage, leaf, chain, key, state, found=()):
     staged = _hidden(version.folder)
     try:
         _stage_version(lineage, staged, members, key)
-        if not found:
-            _rehearse(staged)
         # said at the end of the run: it does not stop a deployment
         quietly(save_state, place, state._replace(unfinished=number))
         os.rename(staged, version.folder)  # complete and synced by now
@@ -2306,10 +2322,9 @@ def prune(place, current, before):
 def rollback_target(lineage):
     """Return the newest Version before the current one that was not itself rolled back from."""
     current = lineage.current
-    refused = lineage.state.rolled_back + (fingerprint(current.leaf.der),)
     return next((version for version in load_versions(lineage.place)
-                 if version.number < (current.number or 0)
-                 and fingerprint(version.leaf.der) not in refused), None)
+                 if version.number < (current.number or 0) and version[2:] != current[2:]
+                 and fingerprint(version.leaf.der) not in lineage.state.rolled_back), None)
 
 
 def lock(config):
@@ -2359,9 +2374,11 @@ def run_hook(hook, config, environment, variables, pass_on):
     environment.update(variables, PATH=":".join(filter(None, (environment.get("PATH"), SAFE_PATH))))
     command = [hook]
     try:
-        if hook.startswith(config + "/renewal-hooks/"):
-            check_folder(os.path.dirname(hook))
-            check_folder(hook)
+        folder = config + "/renewal-hooks"
+        if hook.startswith(folder + "/") and os.path.lexists(hook):
+            for path in (folder, hook, os.path.dirname(hook), os.path.dirname(
+                    os.path.realpath(hook))):
+                check_folder(path)
             command.insert(0, 'exec "$0"')  # by sh, which also runs one without a #! line, as ever
         process = subprocess.Popen(
             ["/bin/sh", "-c"] + command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -2601,7 +2618,7 @@ def is_ours(place):
     """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
     # dangling links are ours, from a first crossing that was interrupted
     return os.path.lexists(place.conf) or os.path.lexists(place.pointer) or (
-        os.path.exists(place.members[3]) and not any(
+        (os.path.exists(place.members[3]) or quietly(staged_keys, place)) and not any(
             re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) and os.path.exists(
                 place.live + "/" + name) for name in quietly(list_folder, place.live) or ()))
 
@@ -2680,14 +2697,15 @@ def inspect(place, now):
     """Return the (Lineage, Outcome) of what is on the disk, without touching anything."""
     lineage, failure = load_lineage(place)
     current, state, lines, bad_key = lineage.current, lineage.state, [], False
-    if not failure and lineage.given is current is lineage.key is None:
+    staged = quietly(staged_keys, place) or ()
+    if not (failure or staged) and lineage.given is current is lineage.key is None:
         failure = no_lineage(place)
     try:
         bad_key = current and lineage.key and state.key != key_record(
             lineage.key, current.leaf) and not fits(public_key_of(lineage.key), current.leaf)
     except Failure as error:
         failure = failure or error
-    for path in quietly(staged_keys, place) or ():
+    for path in staged:
         try:
             lines.append("staged key " + describe_key(public_key_of(path)))
         except Failure as error:
@@ -2754,7 +2772,7 @@ def alert(run, lineage, outcome):
     """Run the alert hooks where health calls for it; return the state that remembers it."""
     state, leaf = lineage.state, lineage.current and lineage.current.leaf
     if not alert_wanted(state, outcome.health, run.now):
-        return state
+        return state._replace(told=outcome.health)
     told = run_folder(run, "alert", {
         "CERTFERRY_NAME": outcome.name, "CERTFERRY_HEALTH": outcome.health,
         "CERTFERRY_WAS": state.told or "ok", "CERTFERRY_REASON": outcome.reason or "",
@@ -2876,8 +2894,10 @@ class Crossing:
         """Remove a staged key that has become the lineage's, tell of one that waits for long."""
         own = self.key and not self.misfit and quietly(read_file, self.key)
         for path in staged_keys(self.place):
-            if own and not self.dry_run and quietly(read_file, path) == own:
-                remove(path)  # the run died there
+            if own and quietly(read_file, path) == own:
+                self.changed = True
+                if not self.dry_run:
+                    remove(path)  # the run died there
             elif self.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
                 self.say(path + " waits for over 30 days", "remove it if it was forgotten")
 
@@ -3100,6 +3120,7 @@ class Crossing:
     def deploy(self):
         """Make the accepted offer the current version."""
         offer, leaf = self.offer, parse_certificate(self.offer.leaf)
+        rehearse((leaf.der,) + offer.chain, offer.key)
         is_own, mark, before = offer.key == self.key, fingerprint(leaf.der), self.current
         self.take_over()  # so that there is a version to go back to
         previous = self.current
@@ -3140,11 +3161,13 @@ class Crossing:
                            "private key  %s/privkey.pem" % live]
 
     def remember(self):
-        """Write the options that this command gave; hooks that are new are owed from then on."""
+        """Write the options that this command gave; hooks that are new are owed from then on, those
+        that it dropped no longer."""
         if self.merged != self.given:
-            new = tuple(hook for hook in self.options.deploy_hooks
-                        if hook not in self.given.get("deploy-hook", ()))
-            state, self.changed = self.state._replace(owed=self.state.owed + new), True
+            known, wanted = self.given.get("deploy-hook", ()), self.options.deploy_hooks
+            owed = [hook for hook in self.state.owed if hook in wanted or hook not in known]
+            owed += [hook for hook in wanted if hook not in known]
+            state, self.changed = self.state._replace(owed=tuple(owed)), True
             if not self.dry_run:
                 save_state(self.place, state)
                 save_conf(self.place, self.merged)
@@ -3161,6 +3184,10 @@ class Crossing:
         # one that is owed and no longer there was corrected: which is it now?
         if not again and set(state.owed).issubset(hooks):
             hooks = [hook for hook in hooks if hook in state.owed]
+        if self.dry_run:
+            self.lines += ["hook         %s: would run" % plain(hook) for hook in hooks]
+            self.state = state._replace(owed=(), unserved=False)
+            return
         done = run_hooks(run, hooks, {  # as certbot sets them
             "RENEWED_LINEAGE": self.place.live,
             "RENEWED_DOMAINS": " ".join(self.current.leaf.domains)})
@@ -3274,7 +3301,7 @@ class Crossing:
         if self.failure and self.changes and not self.fresh:  # they are not remembered
             self.options, self.served = self.before.options, []
         self.ours &= self.fresh or not is_rollback
-        if self.ours and self.current and not (self.unreadable or self.dry_run):
+        if self.ours and self.current and not self.unreadable:
             self.attempt(self.finish)
         return self, self.conclude()
 
@@ -3320,7 +3347,7 @@ class Crossing:
             self.state = alert(run, self, outcome)
             try:
                 # where nothing is new only the time of change is set: that of the last check
-                is_new = self.state != before or self.before.checked is None
+                is_new = self.changed or self.state != before or self.before.checked is None
                 if is_new:
                     save_state(place, self.state)
                 if is_new or result != "not-due":
@@ -3450,7 +3477,8 @@ _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
 _FLAGS = dict(_SHORT, **{"--" + name: name for name in _OPTIONS})
 
 # What who knows certbot may type.
-_HABITS = {"certificates": "status", "certonly": "NAME", "update": "renew"}
+_HABITS = {"certificates": "status", "show": "status", "certonly": "NAME", "update": "renew",
+           "revert": "rollback"}
 
 
 def _help(command):
@@ -3507,12 +3535,12 @@ def _parse_names(words, command, options):
     """Return [NAME] of the words after a command; Usage for what is none. *.NAME adds a domain."""
     names = []
     for word in words:
-        wildcard = command == "NAME" and word.startswith("*.")
+        wildcard = word.startswith("*.")
         names.append(quietly(host_name, word[2 * wildcard:]) or "")
         if not is_lineage_name(names[-1]):
             raise Usage("%s is no full host name and no command: did you mean %s?" % (
                 plain(word, 60), _nearest(word)))
-        if wildcard:
+        if wildcard and command == "NAME":
             options.setdefault("domain", []).append("*." + names[-1])
     if len(names) != 1 and command in ("NAME", "rollback"):
         raise Usage("one NAME at a time is needed: see certferry --help")
@@ -3576,12 +3604,15 @@ def _systemctl(*words):
 
 
 def start_timer(run):
-    """Start the timer, or say what to put into cron; say whether it was started now."""
+    """Start the timer, or say what to put into cron; say whether it was, or would be."""
     default = run.config == CONFIG_DIR
     if default and os.path.isdir("/run/systemd/system") and _systemctl("cat")[0] == 0:
         # what runs already is no change, for Ansible's sake
         if _systemctl("is-active")[0] == 0 and _systemctl("is-enabled")[0] == 0:
             return False
+        if run.dry_run:
+            run.report.line("certferry.timer: would be started")
+            return True
         status, words = _systemctl("enable", "--now")
         if status == 0:
             at = re.search(r"\d\d:\d\d", _systemctl("show", "-p", "NextElapseUSecRealtime")[1])
@@ -3589,7 +3620,7 @@ def start_timer(run):
             return True
         run.report.problem("", "certferry.timer could not be started (%s)" % words.strip(),
                            "systemctl enable --now certferry.timer")
-    elif not (default and os.path.exists("/etc/cron.d/certferry")):
+    elif not (run.dry_run or default and os.path.exists("/etc/cron.d/certferry")):
         script = os.path.realpath(sys.argv[0])
         words = ([] if os.access(script, os.X_OK) else [sys.executable]) + [
             script, "renew", "--jitter", "43200", "-q"]
@@ -3610,7 +3641,7 @@ def _run_status(config, places, options, report):
         wrong = failure_of(error)
     pairs = [inspect(place, report.now) for place in sorted(places)]
     if "metrics" in options and not report.dry_run:
-        write_metrics(options["metrics"][0], pairs, (), report)
+        write_metrics(options["metrics"][0], pairs, quietly(discover, config) or (), report)
     if report.as_json:
         report.document(pairs)
     columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
@@ -3660,7 +3691,7 @@ def _run_ferry(run, places, options):
     metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
     if metrics and run.command == "renew" and not run.dry_run:
         write_metrics(metrics, pairs, quietly(discover, run.config) or (), run.report)
-    if run.command == "NAME" and not ("no-timer" in options or run.dry_run) and (
+    if run.command == "NAME" and "no-timer" not in options and (
             pairs[0][1].result in REMEMBERING):
         (lineage, outcome), = pairs
         pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]

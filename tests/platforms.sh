@@ -282,6 +282,9 @@ try_booted() {
     check "booted: systemd-analyze verify has nothing to say" \
         no_output there systemd-analyze verify \
         /etc/systemd/system/certferry.service /etc/systemd/system/certferry.timer
+    check "booted: what a dry run says of the timer" \
+        says 0 '^certferry.timer: would be started' there certferry example.com --dry-run \
+        --from 127.0.0.1:8443 --key /opt/pki/first/privkey.pem --ca-file /opt/pki/root.pem
     check "booted: first crossing, hook in root's shell, timer started" \
         says 0 '^certferry.timer: started' there certferry example.com --from 127.0.0.1:8443 \
         --key /opt/pki/first/privkey.pem --ca-file /opt/pki/root.pem

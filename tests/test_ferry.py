@@ -265,9 +265,10 @@ class FirstCrossing(Scene):
         lying = world.write(self.downstream.key(NAME, FIRST), world._lying_key(
             world.read(FIRST.key)), 0o600)
         self.assertEqual(world.public_key(FIRST.cert), world.public_key(lying))
-        seen = self.seen(NAME, "--from", upstream.source, "--ca-file", AUTHORITY.root)
-        self.assert_ended(seen, 1, "refused", "rehearsal")
-        self.assert_one_problem(seen[0])
+        for options in (["--dry-run"], []):
+            seen = self.seen(NAME, "--from", upstream.source, "--ca-file", AUTHORITY.root, *options)
+            self.assert_ended(seen, 1, "refused", "rehearsal")
+            self.assert_one_problem(seen[0])
         self.assertFalse(os.path.lexists(self.downstream.live(NAME, ".current")))
 
     def test_the_key_of_two_certificates_is_found(self):
@@ -901,7 +902,8 @@ class DryRun(Scene):
         lineage = document["lineages"][0]
         self.assertEqual((0, True, "installed", True), (
             status, document["dry_run"], lineage["result"], lineage["changed"]))
-        self.assertEqual((NAMES, 1), (lineage["domains"], lineage["version"]))
+        self.assertEqual((NAMES, 1, "ok"), (
+            lineage["domains"], lineage["version"], lineage["health"]))
         self.assertFalse(os.path.exists(self.downstream.config))
 
     def test_renew(self):
@@ -917,7 +919,10 @@ class DryRun(Scene):
                          (status, lineage["result"], lineage["version"], lineage["changed"]))
         self.assertEqual(hashlib.sha256(world.certificates(NEWER.cert)[0]).hexdigest(),
                          _bare(lineage["fingerprint_sha256"]))
+        said = self.run_command("renew", "--dry-run").out
+        self.assertIn("hook         echo ran >> {}: would run\n".format(log), said)
         upstream.switch(FIRST)
+        self.assertNotIn("hook", self.run_command("renew", "--dry-run").out)
         seen = self.seen(NAME, "--dry-run", "--deploy-hook", "echo more >> " + log)
         self.assert_ended(seen, 0, "unchanged")
         self.assertTrue(seen[1]["changed"])
@@ -1325,6 +1330,40 @@ class Hooks(Scene):
         self.assert_ended(self.seen("renew"), 0, "unchanged")
         self.assertEqual(["ran"], lines())
 
+    def test_corrected_by_command(self):
+        """A hook given in place of one that failed runs; what had finished does not run again."""
+        log, lines = self.log()
+        good = "echo good >> " + log
+        upstream = self.upstream()
+        self.downstream.key(NAME, FIRST)
+        hooks = ["--deploy-hook", good, "--deploy-hook"]
+        self.assertEqual(1, self.cross("--from", upstream.source, *hooks + ["ech0"]).status)
+        self.assert_ended(self.seen("renew"), 1, "pending", "hook")
+        self.assert_ended(self.seen(NAME, *hooks + ["echo fixed >> " + log]), 0, "unchanged")
+        self.assert_ended(self.seen("renew"), 0, "unchanged")
+        self.assertEqual(["good", "fixed"], lines())
+        self.assertEqual(1, self.run_command(NAME, *hooks + ["ech0"]).status)
+        self.assert_ended(self.seen(NAME, "--deploy-hook", good), 0, "unchanged")
+        self.assertEqual(["good", "fixed"], lines())
+
+    def test_a_new_hook_that_succeeded_is_over(self):
+        """It ran with the command that gave it, and is not owed afterwards."""
+        log, lines = self.log()
+        self.in_service()
+        self.assertEqual(0, self.run_command("renew").status)
+        self.assertEqual(0, self.run_command(NAME, "--deploy-hook", "echo ran >> " + log).status)
+        self.assertNotIn("owed", self.record())
+        self.assert_ended(self.seen("status"), 0, "unchanged")
+        self.assert_ended(self.seen("renew"), 0, "unchanged")
+        self.assertEqual(["ran"], lines())
+
+    def test_a_file_of_the_directory_with_arguments(self):
+        """That is a shell command as any other."""
+        log, lines = self.log()
+        path = self.downstream.hook("own", "reload", "echo $1 >> " + log)
+        self.in_service("--deploy-hook", path + " nginx && true")
+        self.assertEqual(["nginx"], lines())
+
     def test_the_failed_line(self):
         """Status, last words, the command, and what happens next."""
         upstream = self.upstream()
@@ -1424,10 +1463,15 @@ class Renew(Scene):
 
     def test_a_key_alone_is_ferried(self):
         """A directory in live/ with a key and no certificate, from NAME:443."""
-        self.downstream.key("127.0.0.1", FIRST)
-        seen = self.seen("renew")
-        self.assert_ended(seen, 1, "failed", "unreachable")
-        self.assertIn("127.0.0.1", seen[0].err)
+        path = self.downstream.key("127.0.0.1", FIRST)
+        for _ in range(2):
+            seen = self.seen("renew")
+            self.assert_ended(seen, 1, "failed", "unreachable")
+            self.assertIn("127.0.0.1", seen[0].err)
+            self.assertEqual("critical", self.seen("status")[1]["health"])
+            if os.path.exists(path):
+                os.rename(path, path.replace("privkey", "privkey-staged"))
+                os.unlink(self.downstream.state("127.0.0.1"))
 
     def test_certbots_own(self):
         """Skipped by renew; by name refused with the way to take over; never touched."""

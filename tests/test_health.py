@@ -737,6 +737,9 @@ class Metrics(Scene):
         os.unlink(self.path)
         self.renew(0, NAME, "--metrics", other)
         self.assertEqual([False, True], [os.path.exists(path) for path in (self.path, other)])
+        self.path = other
+        self.there.run("status", NAME, "--metrics", other)
+        self.assertEqual({NAME, "b.example.com"}, set(self.read()["health"]))
 
     def test_a_relative_path(self):
         """From where the command was given."""
@@ -876,6 +879,14 @@ class Alerts(Scene):
             self.offer(NAME, credential)
             self.assertEqual(expected, self.seen("renew")[1][NAME]["health"])
         self.assertEqual([], self.told())
+
+    def test_what_it_was_before(self):
+        """Health that woke nobody is told as what it was all the same."""
+        self.offer(NAME, lived(3 * DAY, DAY))
+        for warn in (None, "100%"):
+            self.edit(warn=warn)
+            self.renew()
+        self.assertEqual([(NAME, "due", "warning")], self.told())
 
     @world.needs("faketime")
     def test_daily(self):

@@ -752,6 +752,9 @@ class DryRun(VersionsCase):
             ("a key with its offer", 1,
              lambda other: self.downstream.key(NAME, self.offer(other))),
             ("a key", 1, lambda other: self.downstream.key(NAME, other)),
+            ("its own key, staged", 1, lambda _: shutil.copy(
+                self.downstream.live(NAME, "privkey.pem"),
+                self.downstream.live(NAME, "privkey-copy.pem"))),
             ("a key through the link", 2, self.overwrite_key),
             ("other content", 1,
              lambda _: world.write(self.downstream.live(NAME, "cert.pem"), "junk\n")),
@@ -906,6 +909,25 @@ class Modes(VersionsCase):
             self.assertIn(entry, listed)
             self.assertIn("other::---", listed)
 
+    @world.needs("setfacl", "getfacl")
+    def test_default_access_list(self):
+        """What a folder gives to each new file in it does not come to a key."""
+        first = self.install()
+        os.chmod(self.downstream.archive(NAME, 1, "privkey.pem"), 0o640)
+        try:
+            subprocess.run(["setfacl", "-d", "-m", "user:{}:rwx".format(STRANGER),
+                            self.downstream.config + "/archive"], check=True,
+                           stderr=subprocess.DEVNULL)
+        except subprocess.CalledProcessError:
+            self.skipTest("needs a file system with ACLs")
+        self.offer(self.issue(first.key))
+        self.assert_done(self.renew())
+        listed = subprocess.run(
+            ["getfacl", "-n", "-p", self.downstream.archive(NAME, 2, "privkey.pem")],
+            stdout=subprocess.PIPE, check=True).stdout.decode()
+        self.assertNotIn(str(STRANGER), listed)
+        self.assertIn("group::r--", listed)
+
     def test_readable_key(self):
         """A key that others can read gets one warning line, at most, and no other mode."""
         first = self.issue()
@@ -994,15 +1016,39 @@ class OtherUsers(VersionsCase):
 
     @needs_root
     def test_owner_of_a_versions_key(self):
-        """The key in service, given to another user, is refused and not written over."""
-        self.install(2)
+        """The key in service, given to a service's user, stays so, and the next ones are that
+        user's; not where its folder is that user's too."""
+        first = self.install(2)
         path = self.downstream.archive(NAME, 2, "privkey.pem")
         os.chown(path, STRANGER, STRANGER)
         os.utime(path)  # the record of the key does not fit any more
-        before, number = self.downstream.snapshot(), os.stat(path).st_ino
-        self._assert_untouched(self.renew(), before, path, str(STRANGER), "chown it to root")
-        facts = os.stat(path)
-        self.assertEqual((number, STRANGER, STRANGER), (facts.st_ino, facts.st_uid, facts.st_gid))
+        self.offer(self.issue(first.key))
+        self.assert_done(self.renew())
+        self.offer(self.issue(), with_key=True)
+        self.assert_done(self.renew())
+        for number in (3, 4):
+            facts = os.stat(self.downstream.archive(NAME, number, "privkey.pem"))
+            self.assertEqual((STRANGER, STRANGER, 0o600), (
+                facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)))
+        os.utime(self.downstream.archive(NAME, 4, "privkey.pem"))
+        folder = self.downstream.archive(NAME, 4)
+        os.chown(folder, STRANGER, STRANGER)
+        before = self.downstream.snapshot()
+        self._assert_untouched(self.renew(), before, folder, str(STRANGER), "chown it to root")
+
+    @needs_root
+    def test_hook_in_another_users_folder(self):
+        """A hook that is a link of root's to where another user could put something else."""
+        first = self.install()
+        folder = os.path.join(self.outside, "home")
+        os.mkdir(folder)
+        world.write(folder + "/hook", "#!/bin/sh\ntouch {}/bad\n".format(self.outside), 0o755)
+        os.chown(folder, STRANGER, STRANGER)
+        os.unlink(self.downstream.hook("deploy", "hook", "true"))
+        os.symlink(folder + "/hook", self.downstream.config + "/renewal-hooks/deploy/hook")
+        self.offer(self.issue(first.key))
+        self.assert_refused(self.renew(), folder, str(STRANGER))
+        self.assertFalse(os.path.exists(self.outside + "/bad"))
 
     @needs_root
     def test_another_users_link(self):
@@ -1036,6 +1082,16 @@ class OtherUsers(VersionsCase):
                 before = self.downstream.snapshot()
                 self._assert_untouched(self.renew(), before, path)
                 self.downstream.assert_fits(self, NAME, first)
+
+    def test_conf_that_is_a_link(self):
+        """It is refused for what it is: nothing is wrong with the disk."""
+        self.install()
+        conf = self.downstream.conf(NAME)
+        os.rename(conf, self.outside + "/conf")
+        os.symlink(self.outside + "/conf", conf)
+        status, lineage = self.told("renew")
+        self.assertEqual((1, "failed", None), (status, lineage["result"], lineage["reason"]))
+        self.assertIn(conf, lineage["detail"])
 
     def test_open_conf(self):
         """A conf that others can write is refused, not run."""
@@ -1083,6 +1139,16 @@ class AdministratorsLinks(VersionsCase):
                     path = os.path.join(self.downstream.config, name).rstrip("/")
                     self.assertTrue(os.path.islink(path), path)
                     self.assertTrue(os.listdir(path))
+
+    def test_certbots_links_through_archive(self):
+        """certbot's links, where archive is a link to another disk, are adopted."""
+        first = self.issue()
+        self.lay_certbot(first)
+        self._move_away(os.path.join(self.downstream.config, "archive"), "archive")
+        self.offer(first)
+        self.assert_done(self.ferry(), "unchanged")
+        self.assertEqual(1, self.current())
+        self.downstream.assert_fits(self, NAME, first)
 
     def test_key_of_a_version(self):
         """A version's key may be a link to elsewhere in the config dir: it stays one."""
@@ -1158,6 +1224,24 @@ class Rollback(VersionsCase):
         self.downstream.assert_fits(self, NAME, third)
         self.assert_done(self.rollback())
         self.downstream.assert_fits(self, NAME, first)
+
+    def test_another_chain(self):
+        """Where only the chain is new, back leads to the chain before; then to the leaf before."""
+        first = self.install()
+        second = self.offer(self.issue(first.key))
+        self.assert_done(self.renew())
+        middle = self.authority.intermediate
+        again = self.authority.issue([], subject="/O=Example/CN=Example Root Intermediate", ca=True,
+                                     key=middle.key, issuer=self.authority.root_credential)
+        world.write(self.source, world.read(second.cert) + world.read(again.cert))
+        self.assert_done(self.renew())
+        self.assert_done(self.rollback())
+        self.downstream.assert_fits(self, NAME, second)
+        self.assertEqual(2, self.current())
+        self.assertIn("deferred", self.renew().out)
+        self.assert_done(self.rollback())
+        self.downstream.assert_fits(self, NAME, first)
+        self.assert_refused(self.rollback())
 
     def test_json(self):
         """The object says installed, the version, and that something changed."""
@@ -1314,6 +1398,7 @@ class Rollback(VersionsCase):
         """Nothing is written, no hook runs, and none is said to be pending."""
         self.install(2)
         before = self.downstream.snapshot()
+        self.assertIn(self.hooks_log + ": would run\n", self.rollback("--dry-run").out)
         status, document = self.downstream.json("rollback", NAME, "--dry-run")
         self.assertEqual((0, "ok"), (status, document["lineages"][0]["health"]))
         self.assertEqual([], world.changed(before, self.downstream.snapshot()))
@@ -1513,6 +1598,11 @@ class Locking(VersionsCase):
                 self.assert_refused(result)
                 self.assertRegex(result.err, r"\b{}\b".format(first.pid))
                 self.assertEqual([], world.changed(before, self.downstream.snapshot()))
+        status, document = self.downstream.json("renew", python=self.under_clock("+0 x60"))
+        lineage = document["lineages"][0]
+        self.assertEqual((1, NAME, "failed", None), (
+            status, lineage["name"], lineage["result"], lineage["reason"]))
+        self.assertRegex(lineage["detail"], r"\b{}\b".format(first.pid))
 
     def test_status_does_not_wait(self):
         """What is here can be asked while a run is under way."""
