@@ -131,7 +131,8 @@ Version = collections.namedtuple("Version", "number folder leaf chain")
 Offer = collections.namedtuple("Offer", "source address leaf chain key way")
 
 # What the judge sees: an offer, parsed, with what openssl says of it (public keys as DER, `trust`
-# "" or what is wrong), and what it is compared with: `keys` {public key: path}, then fingerprints.
+# "" or what is wrong), and what it is compared with: the `current` leaf, `keys` {public key: path},
+# then fingerprints.
 Evidence = collections.namedtuple(
     "Evidence", "name domains current offer leaf public_key carried_key trust keys retired "
     "replaced rolled_back rolled_keys")
@@ -1172,9 +1173,10 @@ def _ask_address(job, family, where, deadline):
     """Return the Answer of one address: in the way that gives a certificate of the wanted type."""
     for way in [job.way or "1.2", "1.2", "sigalgs", ""] if job.want in _TYPES else [""]:
         ask = _by_command if job.kind != "tls" or way == "sigalgs" else _by_module
-        whole = ask is _by_command or sys.version_info >= (3, 13)  # it shows all that was sent
+        # before 3.13 Python shows the leaf alone, which says nothing of the chain
+        alone = ask is _by_module and sys.version_info < (3, 13)
         try:
-            return Answer("", "whole" if whole else "", "", where[0], way and job.want + " " + way,
+            return Answer("", "alone" if alone else "", "", where[0], way and job.want + " " + way,
                           to_pem(ask(job, family, where, deadline, way)))
         except Failure:
             if not way:
@@ -1641,8 +1643,7 @@ def offer_of(source, function, *arguments):
     except ValueError as error:
         raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
     leaf, *others = certificates
-    # before 3.13 Python shows the leaf alone, which says nothing of the chain
-    chain = tuple(others) if others or source.kind in FETCHERS or answer.detail else None
+    chain = None if answer.detail and not others else tuple(others)
     return Offer(source, answer.address, leaf, chain, key, answer.way)
 
 
@@ -1688,7 +1689,7 @@ def _key_objections(case, now):
     else:
         hint = ("on purpose: certferry %s --key NEW.pem; by accident: on the upstream, certbot "
                 "renew --cert-name %s --reuse-key; the certificate here lasts %d more days" % (
-                    case.name, case.name, days_left(case.current.leaf, now)))
+                    case.name, case.name, days_left(case.current, now)))
     yield "key-mismatch", "has a certificate for another key (%s, ours is %s), by %s for %s" % (
         describe_key(public), describe_key(next(iter(case.keys))), describe_name(
             case.leaf.issuer), " ".join(case.leaf.domains[:4])), hint
@@ -1696,7 +1697,7 @@ def _key_objections(case, now):
 
 def _objections(case, now):
     """Yield (reason, what the source does, hint) of each rule broken, in the README's order."""
-    leaf, current = case.leaf, case.current and case.current.leaf
+    leaf, current = case.leaf, case.current
     begins, ends = leaf.not_before, leaf.not_after
     if case.public_key:  # the current leaf's key was judged when it was deployed
         yield from _key_objections(case, now)
@@ -3038,8 +3039,8 @@ class Crossing:
             facts = self.gather(offer)
         else:
             facts = offer, current.leaf
-        verdict = judge(Evidence(self.name, self.options.domains, current, *facts), self.now,
-                        self.run.force)
+        verdict = judge(Evidence(self.name, self.options.domains, current and current.leaf, *facts),
+                        self.now, self.run.force)
         if verdict.reason:
             raise Failure(*verdict)
         return facts[0]
