@@ -2487,8 +2487,8 @@ class Reporter:
                 days_left(leaf, self.now)),
                 outcome.reason, outcome.source and "from " + outcome.source)
             self.line("%s: %s: %s" % (outcome.name, outcome.result, ", ".join(filter(None, parts)))
-                      + " (dry run: nothing was written)" * self.dry_run)
-            self.line(*["  " + line for line in outcome.lines])
+                      + " (dry run: nothing was written)" * self.dry_run,
+                      *["  " + line for line in outcome.lines])
         if outcome.message:
             self.problem(outcome.name, outcome.message, outcome.hint,
                          "warning" if outcome.result == "deferred" else "problem")
