@@ -2609,7 +2609,7 @@ Run = collections.namedtuple(
 
 def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
-    return bool(quietly(os.path.getsize, place.renewal)) and (
+    return quietly(os.path.getsize, place.renewal) and (
         not os.path.lexists(place.pointer) or any(
             os.path.islink(path) and not os.readlink(path).startswith(".current/")
             for path in place.members))
@@ -3228,7 +3228,7 @@ class Crossing:
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
         reason = self.failure.reason
         if reason == "not-yet-valid":  # no clock at boot
-            return bool(self.current) and self.now < self.current.leaf.not_before
+            return self.current and self.now < self.current.leaf.not_before
         # a network process that broke or kept its privilege is never deferred
         return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
             self.command == "renew" and not self.run.network.broken and self.health()[0] == "ok")
