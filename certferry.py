@@ -566,8 +566,8 @@ def _is_loose(tag, content):
 
 
 def check_strict(data, depth=0):
-    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11),
-    the values of the extensions that RFC 5280 defines included."""
+    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11 but
+    for DEFAULT values and sorted sets), the values of the extensions of RFC 5280 included."""
     defined = False
     for tag, content, _ in _elements(data):
         if tag & 0x20 and tag & 0xc0 == 0 and tag not in (0x30, 0x31):
@@ -597,7 +597,7 @@ def _extensions(data):
     for outer, content, _ in _sequence(data):
         (first, oid, _), *flag, (last, value, _) = _elements(content)
         if (outer, first, last) != (0x30, 0x06, 0x04) or oid in values or (
-                [tag for tag, _, _ in flag] not in ([], [1])):
+                [each[:2] for each in flag] not in ([], [(1, b"\xff")])):
             raise ValueError("an extension of another shape, or given twice")
         values[oid] = value
     return values
@@ -733,8 +733,9 @@ def to_pem(ders):
 
 def pem_blocks(data):
     """Return [(whole block, label, content)] of PEM text, in linear time whatever it is."""
-    # no dash inside, so that no BEGIN without its END has all the rest searched for it
-    return re.findall(rb"(-----BEGIN ([^-]{1,60})-----([^-]*)-----END \2-----)", data)
+    # no five dashes inside, so that no BEGIN without its END has all the rest searched for it
+    return re.findall(
+        rb"(-----BEGIN ([^-]{1,60})-----([^-]*(?:-(?!----)[^-]*)*)-----END \2-----)", data)
 
 
 def read_pem(data):
@@ -750,7 +751,7 @@ def read_pem(data):
              if label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
     keys = {block.replace(b"\r\n", b"\n") + b"\n" for block, label, _ in blocks
             if label.endswith(b"PRIVATE KEY")}
-    if len(texts) > MAX_CERTIFICATES or len(keys) > 1:
+    if len(set(texts)) > MAX_CERTIFICATES or len(keys) > 1:
         raise ValueError("more than %d certificates, or more than one private key"
                          % MAX_CERTIFICATES)
     ders = quietly(list, map(binascii.a2b_base64, texts)) or []
@@ -885,8 +886,8 @@ def converse(process, feeds, deadline, limit):
                     os.close(descriptor)
             for descriptor in readable:
                 piece = os.read(descriptor, 65536)
-                outputs[descriptor] += piece
-                if len(outputs[descriptor]) > limit:
+                outputs[descriptor] = (outputs[descriptor] + piece)[-limit - 1:]
+                if len(outputs[process.stdout.fileno()]) > limit:
                     raise ValueError("more than %d bytes" % limit)
                 if not piece:
                     reading.remove(descriptor)
@@ -1044,7 +1045,7 @@ _SIGNS = (
      "unreachable", "offers no TLS and no STARTTLS there", "check the protocol and the port"),
     (r"excessive message|more than \d+ ", "malformed", "showed more than a chain can be",
      "look at what answers there"),
-    ("asn1|x509 lib|public key param", "malformed", "showed what is no certificate",
+    ("asn1|x509 lib|public key param|cert length", "malformed", "showed what is no certificate",
      "look at what answers there"),
     ("connection refused", "unreachable", "refuses connections", "is the service running there?"),
     ("timed out", "timeout", "gave no certificate in %(timeout)g s",
@@ -1115,23 +1116,30 @@ def _by_command(job, _, where, deadline, way):
     return certificates
 
 
+def _limit(context, ciphers=CIPHERS):
+    """Make an SSL context take TLS 1.2 or later with ephemeral keys, and no less; return it."""
+    import ssl
+    if sys.version_info >= (3, 7):  # where the options warn, which takes 1 ms
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # novm (vermin sees no condition)
+    else:
+        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    # no static RSA: that would be a handshake without a signature
+    context.set_ciphers(ciphers)
+    return context
+
+
 @memoized  # a thousand exchanges share it, and no session
 def _context(want, way):
-    """Return an SSL context: TLS 1.2 or 1.3, ephemeral keys, nothing verified but the proof."""
+    """Return the SSL context of a handshake in which nothing is verified but the proof."""
     import ssl
     # without the trust store, which takes 20 ms to load: a new leaf is verified later, by openssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the peer's signature is checked all the same
-    if sys.version_info >= (3, 7):  # where the options warn, which takes 1 ms
-        context.minimum_version = ssl.TLSVersion.TLSv1_2  # novm (vermin sees no condition)
-    else:
-        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    if way == "1.2":
-        context.options |= getattr(ssl, "OP_NO_TLSv1_3", 0)  # 3.6 may have none
-    # no static RSA: that would be a handshake without a signature
-    context.set_ciphers(CIPHERS + (_TYPES[want][0] if way == "1.2" else ""))
-    return context
+    if way != "1.2":
+        return _limit(context)
+    context.options |= getattr(ssl, "OP_NO_TLSv1_3", 0)  # 3.6 may have none
+    return _limit(context, CIPHERS + _TYPES[want][0])
 
 
 def _handshake(job, connection, deadline, way):
@@ -1528,7 +1536,7 @@ def _ask_store(environment, url, headers, body=None, redirects=1):
         connection = http.client.HTTPConnection(host)
     else:
         connection = http.client.HTTPSConnection(
-            host, context=ssl.create_default_context(cadata=environment.get("roots")))
+            host, context=_limit(ssl.create_default_context(cadata=environment.get("roots"))))
     if not "".join(headers.values()).isprintable():  # http.client's own words would show it
         raise Failure("unreachable", "HTTP forbids a character of a credential", "correct it")
     connection.request("POST" if body else "GET", url.partition(host)[2], body, headers)
@@ -1796,7 +1804,7 @@ def health_of(lineage, now, misfit="", failure=None):
         (left <= threshold(options.critical, leaf), "critical", ends),
         (left <= threshold(options.warn, leaf), "warning", ends),
         (state.owed or state.unserved, "warning", "has something pending"),
-        (options.enabled == "yes" and (good is None or now - good > leaf.lifetime / 10), "warning",
+        (options.enabled == "yes" and (good is None or now - good >= leaf.lifetime / 10), "warning",
          "was not confirmed by its source since %s" % (iso_time(good) or "it is here")),
         (now >= due, "due", ends))
     return next(((health, why) for holds, health, why in rules if holds), ("ok", ends))
@@ -2602,7 +2610,8 @@ def status_lines(pairs, now, columns, wrong):
 
 # What holds for every lineage of a run; `command` is NAME (certferry NAME), renew or rollback,
 # `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key,
-# `litter` what an interrupted run left, `failure` why this one cannot begin, or None.
+# `litter` what an interrupted run left, None until the config dir is held, `failure` why this one
+# cannot begin, or None.
 Run = collections.namedtuple(
     "Run", "config environment now command dry_run force network report changes pem litter failure")
 
@@ -3029,10 +3038,17 @@ class Crossing:
         return not current or self.misfit and offer.key or (
             offer.leaf, offer.chain) != (current.leaf.der, current.chain)
 
+    def chains(self, offer):
+        """Return the possible chains (DER) of an offer of the current leaf, as they would be
+        written: without a root or a stranger that the source sends along."""
+        found = quietly(order_chains, self.current.leaf, map(parse_certificate, offer.chain))
+        return [tuple(issuer.der for issuer in chain) for chain in found or ()]
+
     def examine(self, offer):
         """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
         current = self.current
-        if current and offer.leaf == current.leaf.der and offer.chain is None:
+        if current and offer.leaf == current.leaf.der and (
+                offer.chain is None or current.chain in self.chains(offer)):
             offer = offer._replace(chain=current.chain)
         # the usual run ends here: no openssl process, and only names and dates are asked
         if self.is_news(offer) or "domain" in self.changes or "ca-file" in self.changes:
@@ -3302,7 +3318,7 @@ class Crossing:
         if self.failure and self.changes and not self.fresh:  # they are not remembered
             self.options, self.served = self.before.options, []
         self.ours &= self.fresh or not is_rollback
-        if self.ours and self.current and not self.unreadable:
+        if self.ours and self.current and not (self.unreadable or self.run.failure):
             self.attempt(self.finish)
         return self, self.conclude()
 
@@ -3389,6 +3405,8 @@ def ferry_all(run, places):
             continue
         if not run.failure:
             crossing.attempt(crossing.prepare)
+        elif run.litter is not None:  # nobody else is at work here: it is recorded and told
+            crossing.attempt(crossing.check_ours)
         crossings.append(crossing)
     for position, crossing in enumerate(_in_turn(crossings, run.network), 1):
         run.report.step(position, len(crossings), crossing.name)
@@ -3666,14 +3684,17 @@ def _open_config(run, options):
     if run.pem is not None and not run.dry_run:
         make_folder(config)
     if run.command == "NAME" and not os.path.lexists(config):
-        return run
+        return run._replace(litter=())
     check_folder(config)
     lock(config)
     run = run._replace(litter=find_litter(config + "/archive", config + "/certferry"))
     path = config + "/certferry/environment"
-    if os.path.lexists(path):
-        check_folder(os.path.dirname(path))
-        run.environment.update(parse_environment(read_text(path), path))
+    try:
+        if os.path.lexists(path):
+            check_folder(os.path.dirname(path))
+            run.environment.update(parse_environment(read_text(path), path))
+    except (Failure, OSError) as error:
+        return run._replace(failure=failure_of(error))
     return run
 
 
@@ -3685,8 +3706,8 @@ def _run_ferry(run, places, options):
     except (Failure, OSError) as error:
         run = run._replace(failure=failure_of(error))
         places = places or quietly(discover, run.config) or ()
-        if not places:
-            run.report.problem("", run.failure, run.failure.hint)
+    if run.failure and not places:
+        run.report.problem("", run.failure, run.failure.hint)
     pairs = ferry_all(run, places)
     post_hooks(run, pairs)
     metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
@@ -3728,7 +3749,7 @@ def main(arguments):
         return _run_status(config, places, options, report)
     network = Network()  # forked before any key or credential is read
     run = Run(config, dict(os.environ), now, command, report.dry_run, "force" in options, network,
-              report, changes, None, (), None)
+              report, changes, None, None, None)
     pairs = _run_ferry(run, places, options)
     network.close()
     if report.as_json:

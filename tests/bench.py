@@ -364,7 +364,8 @@ def lego(bench, directory):
     world.openssl("ecparam", "-name", "secp384r1", "-genkey", "-noout",
                   "-out", "{}/keys/{}.key".format(account, mail))
     world.write(account + "/account.json", json.dumps({
-        "email": mail, "registration": {"body": {"status": "valid"}, "uri": directory + "account"}}))
+        "email": mail,
+        "registration": {"body": {"status": "valid"}, "uri": directory + "account"}}))
     base = folder + "/certificates/example.com"
     for end, source in ((".crt", bench.shown.fullchain), (".key", bench.shown.key)):
         shutil.copy(source, base + end)

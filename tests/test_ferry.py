@@ -466,6 +466,19 @@ class Rotation(Scene):
         self.downstream.assert_fits(self, NAME, FIRST)
         self.assert_ended(self.seen("renew"), 0, "unchanged")
 
+    def test_what_a_source_sends_along_with_the_current_leaf(self):
+        """A root or a stranger beside the same chain is nothing to judge, trusted or not."""
+        self.downstream.key(NAME, FIRST)
+        path = os.path.join(world.scratch(self), "offer.pem")
+        world.write(path, world.read(FIRST.fullchain) + world.read(AUTHORITY.root)
+                    + world.read(STRANGER.intermediate.cert))
+        self.assertEqual(0, self.cross("--from", "file:" + path).status)
+        self.downstream.assert_fits(self, NAME, FIRST)
+        conf = self.downstream.conf(NAME)
+        world.write(conf, world.read(conf).replace(
+            AUTHORITY.root.encode(), STRANGER.root.encode()))
+        self.assert_ended(self.seen("renew"), 0, "unchanged")
+
 
 class Chains(Scene):
     """What is written: leaf first, issuers in order, no root, nothing that does not belong."""

@@ -138,8 +138,8 @@ class Clock(unittest.TestCase):
         """The last one before it counts."""
         for result, reason in (("refused", "key-mismatch"), ("failed", "unreachable"),
                                ("deferred", "timeout"), ("deferred", "not-yet-valid")):
-            for good, after, expected in ((None, 0, "warning"), (0, 8.9, "ok"), (0, 9.1, "warning"),
-                                          (2 * DAY, 11, "ok"), (2 * DAY, 11.1, "warning")):
+            for good, after, expected in ((None, 0, "warning"), (0, 8.9, "ok"), (0, 9, "warning"),
+                                          (2 * DAY, 10.9, "ok"), (2 * DAY, 11, "warning")):
                 with self.subTest(reason, good=good, after=after):
                     one = lineage(90 * DAY, after * DAY, result, reason=reason, good=good)
                     self.assertEqual(expected, health(one, after * DAY))
@@ -713,11 +713,10 @@ class Metrics(Scene):
                     0o600)
         self.renew(1, "--metrics", self.path)
         self.assertIn(NAME, self.read()["certificate_not_after_timestamp_seconds"])
-        (status, found), state = self.seen("renew"), world.read(self.there.state(NAME))
+        status, found = self.seen("renew")
         self.assertEqual((1, "failed", None), (
             status, found[NAME]["result"], found[NAME]["reason"]), found)
         self.assertIn("environment line 1", found[NAME]["detail"])
-        self.assertEqual(state, world.read(self.there.state(NAME)))
 
     def test_nothing_there(self):
         self.renew(0, "--metrics", self.path)
@@ -898,6 +897,25 @@ class Alerts(Scene):
             day = hours in (0, 24.1, 48.2, 120)
             self.assertEqual(expected if day else [], self.told(), hours)
             expected = [(NAME, "warning", "warning")]
+
+    def test_a_run_that_cannot_begin(self):
+        """A refused environment file: health is told and recorded; no deploy hook runs."""
+        ran = os.path.join(self.drop, "ran")
+        self.edit(deploy_hook="touch {}; false".format(ran))
+        self.renew(1)
+        os.unlink(ran)
+        self.told()
+        path = world.write(os.path.join(self.there.config, "certferry/environment"), "", 0o666)
+        os.chmod(path, 0o666)
+        self.edit(critical="100%")
+        for expected in ([(NAME, "warning", "critical")], []):
+            self.renew(1)
+            self.assertEqual(expected, self.told())
+        self.assertFalse(os.path.exists(ran))
+        self.assertIn(path, self.there.run("status").out)
+        os.unlink(path)
+        self.renew(1)
+        self.assertTrue(os.path.exists(ran))
 
     def test_environment(self):
         self.edit(deploy_hook="false")

@@ -175,6 +175,8 @@ class Files(Scene):
         where = "file:" + self.folder + "/"
         self.put("mixed", FIRST.fullchain, OTHER.key)
         self.put("locked", FIRST.fullchain, encrypted)
+        self.put("old", FIRST.fullchain, self.file("old.key", world.openssl(
+            "ec", "-in", FIRST.key, "-aes128", "-passout", "pass:x")))
         self.put("many", FIRST.cert, *many)
         self.put("key", FIRST.key)
         self.file("text", "nothing to see here\n")
@@ -196,6 +198,7 @@ class Files(Scene):
             ("too large", where + "huge", "malformed", "bytes"),
             ("too many", where + "many", "malformed", "16"),
             ("encrypted key", where + "locked", "malformed", "encrypted"),
+            ("encrypted as of old", where + "old", "malformed", "encrypted"),
             ("another key's", where + "mixed", "key-mismatch", "does not fit"),
             ("a key that is not here", where + "other", "key-mismatch", "another key")]
         self.put("other", OTHER.fullchain)
@@ -247,6 +250,8 @@ class Commands(Scene):
             ("pipeline", "exec:cat {0} | grep . && : \"100%\"".format(whole), "installed", ""),
             ("key too", "exec:cat {} {}".format(FIRST.key, whole), "installed", "", None),
             ("noise", "exec:echo 'Welcome!' >&2; cat " + whole, "installed", ""),
+            ("much noise", "exec:cat {}; head -c 3000000 /dev/zero >&2".format(whole),
+             "installed", ""),
             ("nothing to read", "exec:test -z \"$(cat)\" && cat " + whole, "installed", ""),
             ("status", "exec:cat {}; echo 'so far'; echo 'no route to host' >&2; exit 3".format(
                 whole), "unreachable", "status 3 .*no route to host"),
@@ -330,6 +335,7 @@ class Store:
         if not plain:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(LOCAL.fullchain, LOCAL.key)
+            self.context = context
             self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         self.port = self.server.server_port
         self.source = "{}:{}".format(address, self.port)
@@ -452,6 +458,19 @@ class Vaults(VaultCase):
                 name == "nokey") else None) for name in sorted(secrets)][:9 if version else 2])
             self.there.__exit__()
             self.there.__enter__()
+
+    def test_static_rsa(self):
+        """No token and no key crosses without forward secrecy, whatever the system allows."""
+        store = self.vault(web=fields())
+        rsa = AUTHORITY.issue(["localhost", "127.0.0.1"], key="rsa:2048")
+        store.context.load_cert_chain(rsa.fullchain, rsa.key)
+        world._limit_versions(store.context, "1.2", "1.2")
+        for name, ciphers, expected in (("one", "ECDHE-RSA-AES128-GCM-SHA256", "installed"),
+                                        ("two", "AES128-GCM-SHA256", "unreachable")):
+            store.context.set_ciphers(ciphers)
+            del store.requests[:]
+            self.table([(name, self.source("web"), expected, "", None)])
+            self.assertEqual(expected == "installed", bool(store.requests))
 
     def test_bad(self):
         deleted = {"data": {"data": None, "metadata": {"deletion_time": "2026-01-01T00:00:00Z"}}}
