@@ -294,9 +294,7 @@ class Scene(unittest.TestCase):
 
     def later(self, hours):
         """An interpreter to which it is so many hours later; files keep their times."""
-        return self.wrapper(
-            "NO_FAKE_STAT=1 exec faketime '@{}' \"$PYTHON\" \"$@\"".format(
-                int(time.time() + hours * HOUR)))
+        return world.under_clock(self, "{:+d}".format(int(hours * HOUR)), "NO_FAKE_STAT=1")
 
     def log(self):
         """A new file's path, for hooks to append to, and a function that reads its lines."""

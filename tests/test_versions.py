@@ -7,7 +7,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import unittest
 
 from tests import world
@@ -163,12 +162,6 @@ class VersionsCase(unittest.TestCase):
             self.assertEqual(".current/" + name, os.readlink(self.downstream.live(NAME, name)))
         self.assertRegex(os.readlink(self.downstream.live(NAME, ".current")),
                          "archive/{}@[0-9]+$".format(NAME))
-
-    def under_clock(self, specification):
-        """An interpreter for which the clock is another one: give it as python=..."""
-        script = os.path.join(self.outside, "python")
-        return world.write(script, "#!/bin/sh\nexec faketime -f '{}' {} \"$@\"\n".format(
-            specification, sys.executable), 0o755)
 
 
 # ---------------------------------------------------------------- a set that somebody broke
@@ -1356,7 +1349,7 @@ class Rollback(VersionsCase):
         self.assert_done(self.ferry())
         second = self.offer(self.issue(first.key))
         self.assert_done(self.renew())
-        result = self.rollback(python=self.under_clock("+20d"))
+        result = self.rollback(python=world.under_clock(self, "+20d"))
         self.assert_refused(result, "not valid")
         self.downstream.assert_fits(self, NAME, second)
         self.assertEqual(2, self.hooks())
@@ -1372,7 +1365,7 @@ class Rollback(VersionsCase):
         other = self.issue()
         world.write(self.downstream.archive(NAME, 1, "privkey.pem"), world.read(other.key))
         before = self.downstream.snapshot()
-        self.assert_refused(self.rollback(python=self.under_clock("+20d")), "not valid")
+        self.assert_refused(self.rollback(python=world.under_clock(self, "+20d")), "not valid")
         record = os.path.relpath(self.downstream.state(NAME), self.downstream.config)
         self.assertEqual([], [path for path in world.changed(before, self.downstream.snapshot())
                               if path not in (record, os.path.dirname(record))])
@@ -1594,7 +1587,7 @@ class Locking(VersionsCase):
         before = self.downstream.snapshot()
         for arguments in (("renew",), ("rollback", NAME), (NAME,)):
             with self.subTest(arguments):
-                result = self.downstream.run(*arguments, python=self.under_clock("+0 x60"))
+                result = self.downstream.run(*arguments, python=world.under_clock(self, "+0 x60"))
                 self.assert_refused(result)
                 self.assertRegex(result.err, r"\b{}\b".format(first.pid))
                 self.assertEqual([], world.changed(before, self.downstream.snapshot()))
@@ -1668,7 +1661,7 @@ class Clocks(VersionsCase):
         first = self.install()
         for case in ("the current leaf", "a newer one"):
             with self.subTest(case):
-                result = self.renew("--json", python=self.under_clock("+20y"))
+                result = self.renew("--json", python=world.under_clock(self, "+20y"))
                 self.assert_refused(result, "check the clock")
                 self.assertIn('"expired"', result.out)
                 self.downstream.assert_fits(self, NAME, first)
@@ -1682,7 +1675,7 @@ class Clocks(VersionsCase):
         first = self.install()
         for case in ("the current leaf", "a newer one"):
             with self.subTest(case):
-                result = self.renew("--json", python=self.under_clock("-20y"))
+                result = self.renew("--json", python=world.under_clock(self, "-20y"))
                 self.assertEqual(0, result.status, result)
                 self.assertIn("check the clock", result.err)
                 self.assertIn('"deferred"', result.out)

@@ -178,6 +178,19 @@ def script():
         "    code = marshal.load(file)\nexec(code)\n").format(CERTFERRY, compiled))
 
 
+def under_clock(case, specification, variables=""):
+    """An interpreter for which the clock is another one: give it as python=...
+
+    specification is what `faketime -f` takes, variables are set for it: "NO_FAKE_STAT=1".
+    """
+    # What is killed under faketime leaves files named after its process's number in /dev/shm: the
+    # next to have that number would end with "sem_open: File exists". They are of no living one.
+    stale = "/dev/shm/sem.faketime_sem_$$ /dev/shm/faketime_shm_$$"
+    command = "{} exec faketime -f '{}' {}".format(variables, specification, sys.executable)
+    return write(os.path.join(scratch(case), "python"),
+                 "#!/bin/sh\nrm -f {}\n{} \"$@\"\n".format(stale, command), 0o755)
+
+
 def _family(address):
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
