@@ -62,8 +62,7 @@ class Scene(unittest.TestCase):
 
     def gone(self, upstream):
         """Stop an upstream; its port is kept from others until the test ends."""
-        upstream.stop()
-        self.addCleanup(world.Closed(port=upstream.port).__exit__)
+        upstream.gone(self)
 
     def in_service(self, *arguments, **how):
         """An upstream whose certificate the downstream has crossed; returns it."""

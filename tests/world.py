@@ -365,7 +365,7 @@ class Server:
         self._open, self._threads = set(), []
         self._change = threading.Condition()
         self._stopped = threading.Event()
-        self._listener = None
+        self._listener = self._holder = None
 
     @property
     def source(self):
@@ -374,21 +374,34 @@ class Server:
 
     def start(self):
         """Listen; returns self."""
+        self._holder = Closed(self.address, self.port)
+        self.port = self._holder.port
         self._listener = socket.socket(_family(self.address))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind((self.address, self.port))
         self._listener.listen(128)
-        self.port = self._listener.getsockname()[1]
         self._spawn(self._accept)
         return self
 
     def started(self, case):
         """Listen until the test case ends; returns self."""
+        self.start()
         case.addCleanup(self.stop)
-        return self.start()
+        return self
+
+    def gone(self, case):
+        """Stop; until the test case ends the port is nobody's, but who asks for this very one."""
+        case.addCleanup(self._holder.__exit__)
+        self._stop()
 
     def stop(self):
         """Close the port and every connection, and wait for the threads."""
+        self._stop()
+        self._holder.__exit__()
+
+    def _stop(self):
+        if self._stopped.is_set():
+            return  # by now the port may be another's
         self._stopped.set()
         with socket.socket(_family(self.address)) as nudge:
             # accept() does not notice that its socket is closed, so it is given a connection.
