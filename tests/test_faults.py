@@ -731,17 +731,17 @@ class Disks(FaultCase):
 # ---------------------------------------------------------------- readers
 
 class Reader(threading.Thread):
-    """Opens the set through live/NAME/ all the time and counts what does not belong together.
+    """Opens sets through live/ all the time and counts what does not belong together.
 
     A reader that opens two files takes them from two versions where the one rename falls between
     its opens: such a pair is left out, and only such a one, by reading .current before and after.
     """
 
-    def __init__(self, downstream):
+    def __init__(self, lives):
         super().__init__(daemon=True)
-        self._live = downstream.live(NAME)
+        self._lives = lives
         self._done = threading.Event()
-        self.reads, self.bad = 0, collections.Counter()
+        self.reads, self.bad = collections.Counter(), collections.Counter()
         self.good = {}  # private key as bytes by certificate
 
     def stop(self):
@@ -752,47 +752,60 @@ class Reader(threading.Thread):
     def run(self):
         """Read until told to stop."""
         while not self._done.wait(world.BREATH):
-            try:
-                before = os.readlink(self._live + "/.current")
-                files = [world.read(self._live + "/" + name) for name in MEMBERS]
-                after = os.readlink(self._live + "/.current")
-            except FileNotFoundError:
-                self.bad["missing"] += 1
-                continue
-            self.reads += 1
-            whole = all(data.endswith(b"-----\n") for data in files)
-            self.bad["torn"] += not whole
-            if before == after:
-                fits = files[2] == files[0] + files[1] and self.good.get(files[0]) == files[3]
-                self.bad["mixed"] += not fits
+            for live in self._lives:
+                self._read(live)
+
+    def _read(self, live):
+        try:
+            before = os.readlink(live + "/.current")
+            files = [world.read(live + "/" + name) for name in MEMBERS]
+            after = os.readlink(live + "/.current")
+        except FileNotFoundError:
+            self.bad["missing"] += 1
+            return
+        self.reads[live] += 1
+        whole = all(data.endswith(b"-----\n") for data in files)
+        self.bad["torn"] += not whole
+        if before == after:
+            fits = files[2] == files[0] + files[1] and self.good.get(files[0]) == files[3]
+            self.bad["mixed"] += not fits
 
 
 class Readers(FaultCase):
-    """What readers see while the set is replaced again and again."""
+    """What readers see while sets are replaced again and again."""
 
     def test_rotations(self):
-        """A new certificate and another key each time: nothing mixed, torn or missing."""
-        rotations = 15 if world.QUICK else 300
+        """A new certificate and another key each time: nothing mixed, torn or missing.
+
+        A run replaces one set after the other: it starts once for six of them.
+        """
+        runs = 3 if world.QUICK else 25
+        names = ["n{}.{}".format(number, NAME) for number in range(6)]
         offer = os.path.join(self.folder, "reader.pem")
         keys = [self.issue().key for _ in range(2)]
         with world.Downstream() as downstream:
-            reader = Reader(downstream)
-            for turn in range(rotations + 1):
+            reader = Reader([downstream.live(name) for name in names])
+            for turn in range(runs + 1):
                 new = self.issue(keys[turn % 2])
                 key = world.read(new.key)
                 reader.good[world.read(new.cert)] = key
                 # A source may bring the key along: both change in the same rename.
                 world.write(offer, world.read(new.fullchain) + key, 0o600)
-                arguments = ("renew", NAME, "--force")
-                if turn == 0:
-                    downstream.key(NAME, new)
-                    arguments = (NAME, "--from", "file:" + offer, "--ca-file", self.authority.root)
-                result = downstream.run(*arguments)
-                self.assertEqual(0, result.status, result)
-                if turn == 0:
-                    reader.start()
+                if turn:
+                    result = downstream.run("renew", "--force", *names)
+                    self.assertEqual((0, len(names)),
+                                     (result.status, result.out.count(": installed: ")), result)
+                    continue
+                for name in names:
+                    downstream.key(name, new)
+                    result = downstream.run(name, "--from", "file:" + offer, "--ca-file",
+                                            self.authority.root)
+                    self.assertEqual(0, result.status, result)
+                reader.start()
             reader.stop()
-        self.assertGreater(reader.reads, rotations)
+        for live in reader.reads:
+            self.assertGreater(reader.reads[live], runs)
+        self.assertEqual(len(names), len(reader.reads))
         self.assertEqual({"mixed": 0, "torn": 0, "missing": 0},
                          {kind: reader.bad[kind] for kind in ("mixed", "torn", "missing")})
 

@@ -49,7 +49,7 @@ class Scene(unittest.TestCase):
     """A downstream, and short ways to say what happens on it."""
 
     def setUp(self):
-        self.downstream = world.Downstream().started(self)
+        self.downstream = world.Downstream(plain=True).started(self)
         self.run_command = self.downstream.run
 
     def upstream(self, credential=None, **how):

@@ -43,7 +43,7 @@ CERTFERRY = os.path.join(REPOSITORY, "certferry.py")
 DAY = 86400
 # CI sets it for each interpreter but one: what no interpreter does otherwise is done less often.
 QUICK = bool(os.environ.get("CERTFERRY_QUICK"))
-BREATH = 0.002 if QUICK else 0  # seconds between two looks of one who looks all the time
+BREATH = 0.002 if QUICK else 0.0005  # seconds between two looks of one who looks all the time
 
 Credential = collections.namedtuple("Credential", "key cert chain fullchain")
 Credential.__doc__ = "Paths of a private key, its certificate, the issuers (no root), and both."
@@ -164,12 +164,7 @@ def in_turn(cases):
 
 @functools.lru_cache(maxsize=None)
 def script():
-    """The certferry.py to run: the repository's, or with CERTFERRY_QUICK the same, compiled once.
-
-    Compiling it is half of what a short run costs.
-    """
-    if not QUICK:
-        return CERTFERRY
+    """The certferry.py to run: the repository's, compiled once: that is half of a short run."""
     folder = scratch()
     code = compile(read(CERTFERRY), CERTFERRY, "exec", dont_inherit=True)
     compiled = write(os.path.join(folder, "code"), marshal.dumps(code))
@@ -824,10 +819,14 @@ def _rsa_integers(der):
 # ---------------------------------------------------------------- the downstream
 
 class Downstream:
-    """A fresh config dir (.config) and the repository's certferry.py to run on it."""
+    """A fresh config dir (.config) and the repository's certferry.py to run on it.
 
-    def __init__(self):
+    plain=True: the file itself, as users run it, where CERTFERRY_QUICK is not set.
+    """
+
+    def __init__(self, plain=False):
         self.config = None
+        self._script = CERTFERRY if plain and not QUICK else script()
         self._folder = None
 
     def __enter__(self):
@@ -854,7 +853,7 @@ class Downstream:
         environment.update(how.get("env") or {})
         environment = {name: value for name, value in environment.items() if value is not None}
         where = () if how.get("bare") else ("--config-dir", self.config)
-        command = (how.get("python") or sys.executable, script()) + arguments + where
+        command = (how.get("python") or sys.executable, self._script) + arguments + where
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(command, env=environment, cwd=self._folder, start_new_session=True,
                                 **pipes)
