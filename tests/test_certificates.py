@@ -390,7 +390,7 @@ class Anything(unittest.TestCase):
         for name, offer in zip(names, offers):
             world.write(os.path.join(self.offers, name), offer)
         runner = world.write(os.path.join(self.offers, "runner.py"), RUNNER.format(
-            world.REPOSITORY, openssl_every))
+            world.module_folder(), openssl_every))
         python = world.write(os.path.join(self.offers, "python"), "#!/bin/sh\nexec {} {} \"$@\"\n"
                              .format(sys.executable, runner), 0o755)
         result = self.there.run("renew", "--dry-run", "--json", *names, python=python, timeout=120)

@@ -285,12 +285,7 @@ class Scene(unittest.TestCase):
         return world.write(os.path.join(world.scratch(self), "python"),
                            "#!/bin/sh\nPYTHON='{}'\n{}\n".format(sys.executable, script), 0o755)
 
-    def patched(self, patch):
-        """The same for an interpreter that changes the module before it runs the command."""
-        runner = world.write(os.path.join(world.scratch(self), "runner.py"), (
-            "import os, sys\nsys.path.insert(0, {!r})\nimport certferry\n{}\n"
-            "sys.exit(certferry.main(sys.argv[2:]))\n").format(world.REPOSITORY, patch))
-        return self.wrapper('exec "$PYTHON" {} "$@"'.format(runner))
+    patched = world.patched
 
     def later(self, hours):
         """An interpreter to which it is so many hours later; files keep their times."""

@@ -23,6 +23,7 @@ import itertools
 import json
 import marshal
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -171,6 +172,24 @@ def script():
     return write(os.path.join(folder, "certferry.py"), (
         "import marshal, sys\nsys.argv[0] = {!r}\nwith open({!r}, 'rb') as file:\n"
         "    code = marshal.load(file)\nexec(code)\n").format(CERTFERRY, compiled))
+
+
+@functools.lru_cache(maxsize=None)
+def module_folder():
+    """A folder to import the module certferry from, compiled once as well."""
+    folder = scratch()
+    py_compile.compile(CERTFERRY, os.path.join(folder, "certferry.pyc"), doraise=True)
+    return folder
+
+
+def patched(case, patch):
+    """An interpreter that changes the module before it runs the command: give it as python=..."""
+    folder = scratch(case)
+    runner = write(os.path.join(folder, "runner.py"), (
+        "import os, sys\nsys.path.insert(0, {!r})\nimport certferry\n{}\n"
+        "sys.exit(certferry.main(sys.argv[2:]))\n").format(module_folder(), patch))
+    return write(os.path.join(folder, "python"), "#!/bin/sh\nexec {} {} \"$@\"\n".format(
+        sys.executable, runner), 0o755)
 
 
 def under_clock(case, specification, variables=""):
