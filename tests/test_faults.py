@@ -119,7 +119,7 @@ def start_disturbed(downstream, arguments, *options):
                    if not name.startswith("CERTFERRY_")}
     return subprocess.Popen(
         ("strace", "-f", "-y", "-s", "9999", "-o", log) + quick + options
-        + (sys.executable, world.script()) + tuple(arguments)
+        + world.command() + tuple(arguments)
         + ("--config-dir", downstream.config), env=environment, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE), log
 
@@ -595,7 +595,7 @@ class Descriptors(FaultCase):
     @staticmethod
     def _limited(limit, *arguments):
         return subprocess.run(
-            (sys.executable, world.script()) + arguments, stdin=subprocess.DEVNULL,
+            world.command() + arguments, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
 

@@ -174,6 +174,11 @@ def script():
         "    code = marshal.load(file)\nexec(code)\n").format(CERTFERRY, compiled))
 
 
+def command():
+    """The words that run it, without Python's site, as what install.sh installs is run."""
+    return sys.executable, "-S", script()
+
+
 @functools.lru_cache(maxsize=None)
 def module_folder():
     """A folder to import the module certferry from, compiled once as well."""
@@ -845,7 +850,7 @@ class Downstream:
 
     def __init__(self, plain=False):
         self.config = None
-        self._script = CERTFERRY if plain and not QUICK else script()
+        self._command = (sys.executable, CERTFERRY) if plain and not QUICK else command()
         self._folder = None
 
     def __enter__(self):
@@ -872,12 +877,12 @@ class Downstream:
         environment.update(how.get("env") or {})
         environment = {name: value for name, value in environment.items() if value is not None}
         where = () if how.get("bare") else ("--config-dir", self.config)
-        command = (how.get("python") or sys.executable, self._script) + arguments + where
+        words = (how["python"], self._command[-1]) if how.get("python") else self._command
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(command, env=environment, cwd=self._folder, start_new_session=True,
-                                **pipes)
+        return subprocess.Popen(words + arguments + where, env=environment, cwd=self._folder,
+                                start_new_session=True, **pipes)
 
-    def run(self, *arguments, stdin=None, env=None, timeout=60, python=sys.executable, bare=False):
+    def run(self, *arguments, stdin=None, env=None, timeout=60, python=None, bare=False):
         """Run the command to its end, text or bytes on its standard input; returns a Result."""
         with self.start(*arguments, env=env, python=python, bare=bare) as process:
             try:
