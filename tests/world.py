@@ -291,7 +291,8 @@ class Authority:
         """Mint a certificate; returns its Credential, in a folder of its own.
 
         names       of the subject: host names, IP addresses, or openssl's own "URI:..." form
-        key         "P-256" or another curve, "rsa:2048", "ed25519", or the path of a key
+        key         "P-256" or another curve, "ed25519", or the path of a key; "rsa:2048": the
+                    process's one RSA key of that size, since making one takes a quarter second
         not_before, not_after    datetime (naive: UTC) or Unix seconds; now - 1 day, now + 89 days
         extensions  text in place of LEAF; {names} stands for the names, "" for no extension at all
         subject     "/CN=..." in place of the first name, "/" for an empty one
@@ -302,6 +303,8 @@ class Authority:
         """
         folder = tempfile.mkdtemp(dir=self.folder)
         config = self._configure(folder, names, extensions, ca, serial, digest)
+        if key and key.startswith("rsa:"):
+            key = write(os.path.join(folder, "privkey.pem"), _rsa_key(key[4:]), 0o600)
         key_path, request = self._request(folder, config, key or "P-256", subject, names)
         begin = days(-1) + next(self._counter) if not_before is None else not_before
         cert = os.path.join(folder, "cert.pem")
@@ -352,6 +355,11 @@ class Authority:
                 "-out", request, *how)
         self._requests[read(key_path), subject] = request
         return key_path, request
+
+
+@functools.lru_cache(maxsize=None)
+def _rsa_key(bits):
+    return openssl("genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:" + bits)
 
 
 def _general_name(name):
