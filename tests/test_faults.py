@@ -779,7 +779,7 @@ class Readers(FaultCase):
 
         A run replaces one set after the other: it starts once for six of them.
         """
-        runs = 3 if world.QUICK else 25
+        runs = 3 if world.QUICK else 50
         names = ["n{}.{}".format(number, NAME) for number in range(6)]
         offer = os.path.join(self.folder, "reader.pem")
         keys = [self.issue().key for _ in range(2)]

@@ -1591,7 +1591,7 @@ class Locking(VersionsCase):
                 self.assert_refused(result)
                 self.assertRegex(result.err, r"\b{}\b".format(first.pid))
                 self.assertEqual([], world.changed(before, self.downstream.snapshot()))
-        status, document = self.downstream.json("renew", python=self.under_clock("+0 x60"))
+        status, document = self.downstream.json("renew", python=world.under_clock(self, "+0 x60"))
         lineage = document["lineages"][0]
         self.assertEqual((1, NAME, "failed", None), (
             status, lineage["name"], lineage["result"], lineage["reason"]))
