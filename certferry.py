@@ -330,15 +330,13 @@ _share = _pattern(r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
 # Each option that is remembered, and how one text is read; Options has their values in this order.
 REMEMBERED = {
     "from": parse_source, "sni": host_name, "domain": _parse_domain, "ca-file": _line,
-    "deploy-hook": _line,
-    "served-at": _pattern("(?!file:|exec:|vault:|azure:).*", "[PROTOCOL://]HOST:PORT",
-                          parse_source),
+    "deploy-hook": _line, "served-at": _pattern(
+        "(?!file:|exec:|vault:|azure:).*", "[PROTOCOL://]HOST:PORT", parse_source),
     "when": _pattern("always|due", "always or due"), "warn": _share, "critical": _share,
     "timeout": _pattern(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float),
     "enabled": _pattern("yes|no", "yes or no")}
-Options = collections.namedtuple(
-    "Options", "sources sni domains ca_file deploy_hooks served_at when warn critical timeout "
-    "enabled")
+Options = collections.namedtuple("Options", (
+    "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled"))
 NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
 
 
@@ -2519,8 +2517,7 @@ def _gauges(lineage, outcome, now):
          leaf and leaf.not_after),
         ("certificate_not_before_timestamp_seconds", "When the certificate in service began.",
          leaf and leaf.not_before),
-        ("last_check_timestamp_seconds", "When certferry last looked.",
-         past(lineage.checked, now)),
+        ("last_check_timestamp_seconds", "When certferry last looked.", past(lineage.checked, now)),
         ("last_success_timestamp_seconds",
          "When a source last confirmed or renewed the certificate.", last_good(lineage, now)),
         ("health", "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
@@ -2737,11 +2734,10 @@ def _no_key(lineage):
     """Return the Failure of a lineage without a private key."""
     (config, name, *_), sources = lineage.place, lineage.options.sources[:1]
     here = "" if config == CONFIG_DIR else " --config-dir " + config
-    return Failure(
-        "no-key", "no private key in %s/privkey.pem" % lineage.place.live,
+    return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
         "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s%s" % (
             sources and sources[0].host or "UPSTREAM", CONFIG_DIR, name, name,
-            "".join(" --from " + source.text for source in sources), here))
+            "".join(" --from " + source.text for source in sources), here)))
 
 
 def read_roots(path):
@@ -2772,9 +2768,8 @@ def run_folder(run, kind, variables, name=""):
     done = run_hooks(run, hook_files(run.config, kind), variables)
     for hook, wrong, _ in done:
         if wrong:
-            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong),
-                               "run it by hand: it is not tried again",
-                               "warning" if name else "problem")
+            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), (
+                "run it by hand: it is not tried again"), "warning" if name else "problem")
     return any(seconds for _, _, seconds in done)
 
 
@@ -2847,10 +2842,9 @@ class Crossing:
         """See that there is a lineage, and that it is certferry's to ferry; Failure otherwise."""
         place = self.place
         if is_certbots(place):
-            raise Failure(
-                "certbot", "certbot renews it here (renewal/%s.conf)" % self.name,
+            raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % self.name, (
                 "to hand it over, mv %s away (not 'certbot delete', which removes the files that "
-                "your servers read), then the same command again" % place.renewal)
+                "your servers read), then the same command again" % place.renewal))
         if self.command != "NAME" and not is_ours(place):
             raise no_lineage(place)
         self.ours = True
@@ -3230,10 +3224,9 @@ class Crossing:
         self.state = self.state._replace(unserved=bool(wrong))
         if wrong:
             waited = ": hooks ran, %d s waited" % patience if patience else ""
-            raise Failure(
-                "not-served", "; ".join(wrong) + waited,
+            raise Failure("not-served", "; ".join(wrong) + waited, (
                 "the hooks run again at the next run; does the daemon read %s/fullchain.pem? is "
-                "--served-at right?" % self.place.live)
+                "--served-at right?" % self.place.live))
 
     def health(self):
         """Return (health, why) of what is in service."""
@@ -3288,10 +3281,9 @@ class Crossing:
                           "versions are kept in %s/%s@N" % (place.archive, self.name))
         leaf = target.leaf
         if not leaf.not_before <= now <= leaf.not_after:
-            raise Failure("expired" if now > leaf.not_after else "not-yet-valid",
-                          "version %d is not valid now (%s to %s)" % (
-                              target.number, iso_time(leaf.not_before), iso_time(leaf.not_after)),
-                          "the version in service stays")
+            raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
+                "version %d is not valid now (%s to %s)" % (target.number, iso_time(
+                    leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
         fitting, done = mend_key(place, target, not self.dry_run)
         self.tell_mended(done)
         if not fitting:
@@ -3453,18 +3445,14 @@ certferry renew [NAME...] [options]     ferry every lineage: what the timer runs
 certferry status [NAME...] [options]    what is here, how healthy it is, what is pending
 certferry rollback NAME [options]       make the previous version current again""".split("\n")
 
-_EXAMPLES = {
-    "NAME": """
+_EXAMPLE = """
   ssh up.example.net cat /etc/letsencrypt/live/example.com/privkey.pem |
     certferry example.com --key - --from up.example.net --deploy-hook 'systemctl reload nginx'
 
 SOURCE is HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST[:PORT]/MOUNT/PATH, azure://VAULT/NAME,
 or with STARTTLS one of ftp imap ldap mysql pop3 postgres smtp xmpp and ://HOST[:PORT].
 What is remembered with the lineage stands first; an empty value forgets it.
-""",
-    "renew": "\n  certferry renew example.com --force   one, though refused as older, say\n",
-    "status": "\n  certferry status   exit status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN\n",
-    "rollback": "\n  certferry renew example.com --force   goes forward again\n"}
+"""
 
 # What each option takes, the commands it goes with (NAME is `certferry NAME`), what it does.
 _TABLE = """\
@@ -3507,7 +3495,7 @@ def _help(command):
     lines = ["  %-27s %s" % ("%4s--%s %s" % (short.get(name, ""), name, takes.strip("-")), words)
              for name, (takes, commands, words) in _OPTIONS.items()
              if commands == "all" or command in commands]
-    usage = "usage: %s\n%s" % ("\n       ".join(usage), _EXAMPLES[command])
+    usage = "usage: %s\n%s" % ("\n       ".join(usage), _EXAMPLE * (command == "NAME"))
     return usage.split("\n") + lines
 
 

@@ -1750,7 +1750,7 @@ class BadInput(Scene):
         command = "mkdir -p -m 700 {}; ln -s nowhere {}; cat {}".format(
             os.path.dirname(conf), conf, FIRST.fullchain)
         seen = self.seen(NAME, "--ca-file", AUTHORITY.root, "--from", "exec:" + command)
-        self.assert_ended(seen, 1, "failed", "storage")
+        self.assert_ended(seen, 1, "failed")
         self.assert_one_problem(seen[0], conf)
         self.downstream.assert_fits(self, NAME, FIRST)
         self.assertNotIn("untouched", seen[0].err)
