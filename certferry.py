@@ -595,7 +595,7 @@ def _extensions(data):
     for outer, content, _ in _sequence(data):
         (first, oid, _), *flag, (last, value, _) = _elements(content)
         if (outer, first, last) != (0x30, 0x06, 0x04) or oid in values or (
-                [each[:2] for each in flag] not in ([], [(1, b"\xff")])):
+                [tag for tag, _, _ in flag] not in ([], [1])):
             raise ValueError("an extension of another shape, or given twice")
         values[oid] = value
     return values
@@ -641,6 +641,11 @@ def fingerprint(der):
     """Return the SHA-256 of some DER as hexadecimal digits."""
     import hashlib  # loads libcrypto, 3 ms
     return hashlib.sha256(der).hexdigest()
+
+
+def marks_of(leaf, chain):
+    """Return what a leaf, and it with this very chain (DER), are remembered by."""
+    return fingerprint(leaf), fingerprint(b"".join((leaf,) + chain))
 
 
 def covers(names, wanted):
@@ -731,9 +736,10 @@ def to_pem(ders):
 
 def pem_blocks(data):
     """Return [(whole block, label, content)] of PEM text, in linear time whatever it is."""
-    # no five dashes inside, so that no BEGIN without its END has all the rest searched for it
+    # no five dashes inside, so that no BEGIN without its END has all the rest searched for it;
+    # some single ones: DEK-Info of a key that is encrypted as of old
     return re.findall(
-        rb"(-----BEGIN ([^-]{1,60})-----([^-]*(?:-(?!----)[^-]*)*)-----END \2-----)", data)
+        rb"(-----BEGIN ([^-]{1,60})-----([^-]*(?:-(?!----)[^-]*){0,64})-----END \2-----)", data)
 
 
 def read_pem(data):
@@ -1447,25 +1453,25 @@ def in_own_process(function, seconds, unprivileged=True):
         process.close()
 
 
-def _follow(path):
+def follow(path):
     """Return where a path leads; OSError at a link of another user's: it could lead to root's."""
     folder, name = os.path.split(path)
     if not name:
-        return path if folder == path else _follow(folder)
-    folder = _follow(folder)
+        return path if folder == path else follow(folder)
+    folder = follow(folder)
     path = os.path.join(folder, name)
     if not os.path.islink(path):
         return path
     if os.lstat(path).st_uid not in (0, os.geteuid()):
         raise OSError(errno.ELOOP, "a link of another user's", path)
-    return _follow(os.path.join(folder, os.readlink(path)))
+    return follow(os.path.join(folder, os.readlink(path)))
 
 
 def _read_regular(path):
     """Return the bytes of a regular file, at most one more than an offer may have; or OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # here links in a circle end, too
         raise OSError(errno.EINVAL, "no regular file", path)
-    with open(os.open(_follow(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+    with open(os.open(follow(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
         return file.read(MAX_OFFER + 1) or b""  # None: it has become a pipe
 
 
@@ -1735,7 +1741,7 @@ def _objections(case, now):
                "if that is meant: --force, or -d for each name needed")
     # fingerprint() loads libcrypto: not for the current leaf, twice a day
     if case.public_key in case.rolled_keys or case.rolled_back and (
-            fingerprint(leaf.der) in case.rolled_back):
+            set(case.rolled_back).intersection(marks_of(leaf.der, case.offer.chain))):
         yield "rolled-back", "offers the certificate of %s, which, or its key, was rolled back " \
             "from" % iso_time(begins), (
                 "it stays out until there is a newer one, or certferry renew %s --force"
@@ -2158,6 +2164,7 @@ def mend_key(place, version, write):
     fitting = next((path for path in paths
                     if quietly(public_key_of, path) == version.leaf.public_key), None)
     if public and found not in [quietly(read_file, path) for path in paths]:
+        refuse_foreign(target, os.lstat(target), False)  # a service's user brings no key of its own
         done = ["a key that does not fit was written over %s: it is staged as %s" % (
             target, write and stage_key(place, found, public))]
     if fitting:
@@ -2199,8 +2206,8 @@ def _stage_version(lineage, folder, members, key):
 
 
 def rehearse(ders, key):
-    """Find out before anything is written what a server would find out at its reload, of leaf and
-    chain with a private key; Failure then.
+    """Find out before the rename what a server would find out at its reload, of leaf and chain
+    with a private key; Failure then.
 
     In a process of its own: it parses what came from outside, and holds the key.
     """
@@ -2289,6 +2296,8 @@ def install_version(lineage, leaf, chain, key, state, found=()):
     staged = _hidden(version.folder)
     try:
         _stage_version(lineage, staged, members, key)
+        if not found:
+            rehearse((leaf.der,) + chain, staged + "/privkey.pem")
         # said at the end of the run: it does not stop a deployment
         quietly(save_state, place, state._replace(unfinished=number))
         os.rename(staged, version.folder)  # complete and synced by now
@@ -2331,7 +2340,8 @@ def rollback_target(lineage):
     current = lineage.current
     return next((version for version in load_versions(lineage.place)
                  if version.number < (current.number or 0) and version[2:] != current[2:]
-                 and fingerprint(version.leaf.der) not in lineage.state.rolled_back), None)
+                 and not set(lineage.state.rolled_back).intersection(
+                     marks_of(version.leaf.der, version.chain))), None)
 
 
 def lock(config):
@@ -2384,7 +2394,7 @@ def run_hook(hook, config, environment, variables, pass_on):
         folder = config + "/renewal-hooks"
         if hook.startswith(folder + "/") and os.path.lexists(hook):
             for path in (folder, hook, os.path.dirname(hook), os.path.dirname(
-                    os.path.realpath(hook))):
+                    follow(hook))):
                 check_folder(path)
             command.insert(0, 'exec "$0"')  # by sh, which also runs one without a #! line, as ever
         process = subprocess.Popen(
@@ -2607,8 +2617,7 @@ def status_lines(pairs, now, columns, wrong):
 
 # What holds for every lineage of a run; `command` is NAME (certferry NAME), renew or rollback,
 # `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key,
-# `litter` what an interrupted run left, None until the config dir is held, `failure` why this one
-# cannot begin, or None.
+# `litter` what an interrupted run left, `failure` why this one cannot begin, or None.
 Run = collections.namedtuple(
     "Run", "config environment now command dry_run force network report changes pem litter failure")
 
@@ -3034,7 +3043,7 @@ class Crossing:
 
     def chains(self, offer):
         """Return the possible chains (DER) of an offer of the current leaf, as they would be
-        written: without a root or a stranger that the source sends along."""
+        written: without a root or a stranger that the source sends along; several say nothing."""
         found = quietly(order_chains, self.current.leaf, map(parse_certificate, offer.chain))
         return [tuple(issuer.der for issuer in chain) for chain in found or ()]
 
@@ -3042,7 +3051,7 @@ class Crossing:
         """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
         current = self.current
         if current and offer.leaf == current.leaf.der and (
-                offer.chain is None or current.chain in self.chains(offer)):
+                offer.chain is None or self.chains(offer) == [current.chain]):
             offer = offer._replace(chain=current.chain)
         # the usual run ends here: no openssl process, and only names and dates are asked
         if self.is_news(offer) or "domain" in self.changes or "ca-file" in self.changes:
@@ -3131,13 +3140,14 @@ class Crossing:
     def deploy(self):
         """Make the accepted offer the current version."""
         offer, leaf = self.offer, parse_certificate(self.offer.leaf)
-        rehearse((leaf.der,) + offer.chain, offer.key)
-        is_own, mark, before = offer.key == self.key, fingerprint(leaf.der), self.current
+        is_own, before = offer.key == self.key, self.current
         self.take_over()  # so that there is a version to go back to
         previous = self.current
+        marks = marks_of(leaf.der, offer.chain)
         state = self.owing(leaf, way=offer.way, rolled_back=tuple(
-            each for each in self.state.rolled_back if each != mark)[-KEPT_VERSIONS:])
+            each for each in self.state.rolled_back if each not in marks)[-KEPT_VERSIONS:])
         if self.dry_run:
+            rehearse((leaf.der,) + offer.chain, offer.key)
             # one more for loose files
             number = next_number(self.place) + (self.current is not before)
             return self.put_in_service(Version(number, "", leaf, offer.chain), state)
@@ -3176,13 +3186,12 @@ class Crossing:
         that it dropped no longer."""
         if self.merged != self.given:
             known, wanted = self.given.get("deploy-hook", ()), self.options.deploy_hooks
-            owed = [hook for hook in self.state.owed if hook in wanted or hook not in known]
-            owed += [hook for hook in wanted if hook not in known]
-            state, self.changed = self.state._replace(owed=tuple(owed)), True
-            if not self.dry_run:
-                save_state(self.place, state)
+            owed = self.state.owed + tuple(hook for hook in wanted if hook not in known)
+            if not self.dry_run:  # owing too much is mended, too little is not
+                save_state(self.place, self.state._replace(owed=owed))
                 save_conf(self.place, self.merged)
-            self.state = state
+            self.changed, self.state = True, self.state._replace(owed=tuple(
+                hook for hook in owed if hook in wanted or hook not in known))
 
     def finish(self):
         """Run the hooks that are due, all after a deploy, else what is owed; then look at the
@@ -3291,8 +3300,10 @@ class Crossing:
                           "bring it with certferry %s --key PEM" % self.name)
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
-        rolled_back = self.state.rolled_back + (fingerprint(before.leaf.der),)
-        state = self.owing(leaf, unfinished=target.number, rolled_back=rolled_back)
+        # the leaf, or where only the chain is another one both
+        mark = marks_of(before.leaf.der, before.chain)[leaf == before.leaf]
+        state = self.owing(leaf, unfinished=target.number,
+                           rolled_back=self.state.rolled_back + (mark,))
         if not self.dry_run:
             self.tell_mended(mend_certificates(target, True))
             save_state(place, state)  # first, so that a run that dies in between owes the hooks
@@ -3310,7 +3321,7 @@ class Crossing:
         if self.failure and self.changes and not self.fresh:  # they are not remembered
             self.options, self.served = self.before.options, []
         self.ours &= self.fresh or not is_rollback
-        if self.ours and self.current and not (self.unreadable or self.run.failure):
+        if self.ours and self.current and not self.unreadable:
             self.attempt(self.finish)
         return self, self.conclude()
 
@@ -3397,8 +3408,6 @@ def ferry_all(run, places):
             continue
         if not run.failure:
             crossing.attempt(crossing.prepare)
-        elif run.litter is not None:  # nobody else is at work here: it is recorded and told
-            crossing.attempt(crossing.check_ours)
         crossings.append(crossing)
     for position, crossing in enumerate(_in_turn(crossings, run.network), 1):
         run.report.step(position, len(crossings), crossing.name)
@@ -3672,17 +3681,14 @@ def _open_config(run, options):
     if run.pem is not None and not run.dry_run:
         make_folder(config)
     if run.command == "NAME" and not os.path.lexists(config):
-        return run._replace(litter=())
+        return run
     check_folder(config)
     lock(config)
     run = run._replace(litter=find_litter(config + "/archive", config + "/certferry"))
     path = config + "/certferry/environment"
-    try:
-        if os.path.lexists(path):
-            check_folder(os.path.dirname(path))
-            run.environment.update(parse_environment(read_text(path), path))
-    except (Failure, OSError) as error:
-        return run._replace(failure=failure_of(error))
+    if os.path.lexists(path):
+        check_folder(os.path.dirname(path))
+        run.environment.update(parse_environment(read_text(path), path))
     return run
 
 
@@ -3694,8 +3700,8 @@ def _run_ferry(run, places, options):
     except (Failure, OSError) as error:
         run = run._replace(failure=failure_of(error))
         places = places or quietly(discover, run.config) or ()
-    if run.failure and not places:
-        run.report.problem("", run.failure, run.failure.hint)
+        if not places:
+            run.report.problem("", run.failure, run.failure.hint)
     pairs = ferry_all(run, places)
     post_hooks(run, pairs)
     metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
@@ -3737,7 +3743,7 @@ def main(arguments):
         return _run_status(config, places, options, report)
     network = Network()  # forked before any key or credential is read
     run = Run(config, dict(os.environ), now, command, report.dry_run, "force" in options, network,
-              report, changes, None, None, None)
+              report, changes, None, (), None)
     pairs = _run_ferry(run, places, options)
     network.close()
     if report.as_json:

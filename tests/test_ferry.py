@@ -1358,6 +1358,19 @@ class Hooks(Scene):
         self.assert_ended(self.seen(NAME, "--deploy-hook", good), 0, "unchanged")
         self.assertEqual(["good", "fixed"], lines())
 
+    def test_a_run_that_died_over_its_options(self):
+        """Killed before the conf was written: what was to be dropped is still owed."""
+        log, lines = self.log()
+        upstream = self.upstream()
+        self.downstream.key(NAME, FIRST)
+        self.cross("--from", upstream.source, "--deploy-hook", "echo ran >> {}; false".format(log))
+        dies = world.patched(self, "certferry.save_conf = lambda *_: os.kill(os.getpid(), 9)")
+        self.run_command(NAME, "--deploy-hook", "", python=dies)
+        self.assert_ended(self.seen("renew"), 1, "pending", "hook")
+        self.assertEqual(["ran", "ran"], lines())
+        self.assert_ended(self.seen(NAME, "--deploy-hook", ""), 0, "unchanged")
+        self.assertEqual(["ran", "ran"], lines())
+
     def test_a_new_hook_that_succeeded_is_over(self):
         """It ran with the command that gave it, and is not owed afterwards."""
         log, lines = self.log()

@@ -891,25 +891,6 @@ class Alerts(Scene):
             self.assertEqual(expected if day else [], self.told(), hours)
             expected = [(NAME, "warning", "warning")]
 
-    def test_a_run_that_cannot_begin(self):
-        """A refused environment file: health is told and recorded; no deploy hook runs."""
-        ran = os.path.join(self.drop, "ran")
-        self.edit(deploy_hook="touch {}; false".format(ran))
-        self.renew(1)
-        os.unlink(ran)
-        self.told()
-        path = world.write(os.path.join(self.there.config, "certferry/environment"), "", 0o666)
-        os.chmod(path, 0o666)
-        self.edit(critical="100%")
-        for expected in ([(NAME, "warning", "critical")], []):
-            self.renew(1)
-            self.assertEqual(expected, self.told())
-        self.assertFalse(os.path.exists(ran))
-        self.assertIn(path, self.there.run("status").out)
-        os.unlink(path)
-        self.renew(1)
-        self.assertTrue(os.path.exists(ran))
-
     def test_environment(self):
         self.edit(deploy_hook="false")
         world.write(os.path.join(self.drop, "token"), "s.not-for-hooks\n", 0o600)

@@ -1023,7 +1023,15 @@ class OtherUsers(VersionsCase):
             facts = os.stat(self.downstream.archive(NAME, number, "privkey.pem"))
             self.assertEqual((STRANGER, STRANGER, 0o600), (
                 facts.st_uid, facts.st_gid, stat.S_IMODE(facts.st_mode)))
-        os.utime(self.downstream.archive(NAME, 4, "privkey.pem"))
+        path = self.downstream.archive(NAME, 4, "privkey.pem")
+        key, foreign = world.read(path), self.issue()
+        with open(path, "wb") as file:  # as that user could
+            file.write(world.read(foreign.key))
+        self.offer(foreign)
+        self.assert_refused(self.renew(), path, str(STRANGER))
+        self.assertEqual([], self.staged())
+        with open(path, "wb") as file:
+            file.write(key)
         folder = self.downstream.archive(NAME, 4)
         os.chown(folder, STRANGER, STRANGER)
         before = self.downstream.snapshot()
@@ -1041,6 +1049,10 @@ class OtherUsers(VersionsCase):
         os.symlink(folder + "/hook", self.downstream.config + "/renewal-hooks/deploy/hook")
         self.offer(self.issue(first.key))
         self.assert_refused(self.renew(), folder, str(STRANGER))
+        os.rename(folder + "/hook", self.outside + "/hook")
+        os.symlink(self.outside + "/hook", folder + "/hook")
+        os.lchown(folder + "/hook", STRANGER, STRANGER)
+        self.assert_refused(self.renew(), "another user's")
         self.assertFalse(os.path.exists(self.outside + "/bad"))
 
     @needs_root
@@ -1218,15 +1230,23 @@ class Rollback(VersionsCase):
         self.assert_done(self.rollback())
         self.downstream.assert_fits(self, NAME, first)
 
+    def _other_intermediate(self, **how):
+        """The authority's intermediate once more, as its root could have issued it again."""
+        return self.authority.issue([], subject="/O=Example/CN=Example Root Intermediate", ca=True,
+                                    key=self.authority.intermediate.key,
+                                    issuer=self.authority.root_credential, **how)
+
+    def _offer_chain(self, credential, *issuers):
+        """Let the source have the leaf with another chain."""
+        world.write(self.source, b"".join(
+            world.read(one.cert) for one in (credential,) + issuers))
+
     def test_another_chain(self):
         """Where only the chain is new, back leads to the chain before; then to the leaf before."""
         first = self.install()
         second = self.offer(self.issue(first.key))
         self.assert_done(self.renew())
-        middle = self.authority.intermediate
-        again = self.authority.issue([], subject="/O=Example/CN=Example Root Intermediate", ca=True,
-                                     key=middle.key, issuer=self.authority.root_credential)
-        world.write(self.source, world.read(second.cert) + world.read(again.cert))
+        self._offer_chain(second, self._other_intermediate())
         self.assert_done(self.renew())
         self.assert_done(self.rollback())
         self.downstream.assert_fits(self, NAME, second)
@@ -1235,6 +1255,32 @@ class Rollback(VersionsCase):
         self.assert_done(self.rollback())
         self.downstream.assert_fits(self, NAME, first)
         self.assert_refused(self.rollback())
+
+    def test_what_a_chain_rolled_back_from_leaves(self):
+        """The leaf in service is no worse for it: with its chain, with a third, and to go back to."""
+        second = self.install(2)
+        self._offer_chain(second, self._other_intermediate())
+        self.assert_done(self.renew())
+        self.assert_done(self.rollback())
+        self.offer(second)
+        self.assert_done(self.ferry("-d", NAME), "unchanged")
+        self.offer(self.issue(second.key))
+        self.assert_done(self.renew())
+        self.assert_done(self.rollback())
+        self.assertEqual(2, self.current())
+        self._offer_chain(second, self._other_intermediate())
+        self.assert_done(self.renew())
+
+    def test_a_chain_with_a_choice(self):
+        """An issuer that was issued again beside the one in service: which of them is judged."""
+        leaf, old = self.issue(), self._other_intermediate(not_after=world.days(40))
+        self.downstream.key(NAME, leaf)
+        self._offer_chain(leaf, old)
+        self.assert_done(self.ferry())
+        new = self._other_intermediate()
+        self._offer_chain(leaf, new, old)
+        self.assert_done(self.renew())
+        self.assertEqual(world.read(new.cert), world.read(self.downstream.live(NAME, "chain.pem")))
 
     def test_json(self):
         """The object says installed, the version, and that something changed."""
