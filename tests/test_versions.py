@@ -1257,7 +1257,7 @@ class Rollback(VersionsCase):
         self.assert_refused(self.rollback())
 
     def test_what_a_chain_rolled_back_from_leaves(self):
-        """The leaf in service is no worse for it: with its chain, with a third, and to go back to."""
+        """The leaf in service is no worse for it: with its chain, with a third, to go back to."""
         second = self.install(2)
         self._offer_chain(second, self._other_intermediate())
         self.assert_done(self.renew())
