@@ -1851,9 +1851,10 @@ def read_file(path, limit=MAX_KEY, private=False):
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        info, folder = os.fstat(descriptor), os.path.dirname(path)
-        if limit == MAX_KEY and "@" in os.path.basename(folder):
-            check_folder(folder)  # a version's key may belong to the service that reads it
+        info = os.fstat(descriptor)
+        if limit == MAX_KEY and "@" in os.path.basename(os.path.dirname(path)):
+            # a version's key may belong to the service that reads it
+            check_folder(os.path.dirname(path))
         else:
             refuse_foreign(path, info, private)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
@@ -2810,7 +2811,7 @@ class Crossing:
         self.name, self.command, self.now, self.dry_run, self.changes = (
             place.name, run.command, run.now, run.dry_run, run.changes)
         self.waiting = self.offer = self.number = self.keys = None
-        self.ours = self.fresh = self.changed = self.misfit = False
+        self.ours = self.fresh = self.changed = self.misfit = self.linked = False
         self.sources, self.served, self.lines = (), [], []
         self.read()
 
@@ -2900,8 +2901,9 @@ class Crossing:
         if removed:
             self.say("removed what an interrupted run left: " + " ".join(removed))
         if current and current.number:
-            self.tell_mended(mend_certificates(current, write)
-                             + mend_links(place, current, False, write))
+            self.linked = not unlinked(place, current)
+            self.tell_mended(mend_certificates(current, write) + (
+                [] if self.linked else mend_links(place, current, False, write)))
 
     def tend_staged(self):
         """Remove a staged key that has become the lineage's, tell of one that waits for long."""
@@ -2972,7 +2974,7 @@ class Crossing:
                   "" if options.sources else "own", "")
         if not asked:
             self.asked = time.monotonic()
-        return self.run.network.submit(job._replace(**asked))
+        return self.run.network.submit(job._replace(**asked) if asked else job)
 
     def look(self):
         """Have it see what the local services present; return [(Source, exchange's number)]."""
@@ -3239,8 +3241,9 @@ class Crossing:
 
     def health(self):
         """Return (health, why) of what is in service."""
-        return health_of(self, self.now, _misfit(
-            self.place, None if self.dry_run else self.current, self.misfit), self.unreadable)
+        # links that were whole before and not touched are not looked at again
+        current = None if self.dry_run or self.linked and not self.changed else self.current
+        return health_of(self, self.now, _misfit(self.place, current, self.misfit), self.unreadable)
 
     def can_wait(self):
         """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
