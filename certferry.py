@@ -644,8 +644,8 @@ def fingerprint(der):
 
 
 def marks_of(leaf, chain):
-    """Return what a leaf, and it with this very chain (DER), are remembered by."""
-    return fingerprint(leaf), fingerprint(b"".join((leaf,) + chain))
+    """Return what a leaf (Certificate), and it with this very chain (DER), are remembered by."""
+    return fingerprint(leaf.der), fingerprint(b"".join((leaf.der,) + chain))
 
 
 def covers(names, wanted):
@@ -839,9 +839,8 @@ def own_process(serve, unprivileged):
         os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in os.listdir("/dev/fd")]))
         if unprivileged:
             if os.geteuid() == 0 and _is_closed(os.path.dirname(os.path.realpath(os.__file__))):
-                modules = "ssl subprocess encodings.idna encodings.punycode".split()
-                for module in modules[:2 if sys.version_info >= (3, 7) else 4]:
-                    __import__(module)
+                for module in "ssl subprocess encodings.idna encodings.punycode".split():
+                    __import__(module)  # the last two for Python 3.6 alone
             confine()
         serve(jobs, jobs + 1)
     except OSError as error:
@@ -1471,7 +1470,7 @@ def _read_regular(path):
     """Return the bytes of a regular file, at most one more than an offer may have; or OSError."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # here links in a circle end, too
         raise OSError(errno.EINVAL, "no regular file", path)
-    with open(os.open(follow(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+    with open(os.open(follow(path), os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
         return file.read(MAX_OFFER + 1) or b""  # None: it has become a pipe
 
 
@@ -1741,7 +1740,7 @@ def _objections(case, now):
                "if that is meant: --force, or -d for each name needed")
     # fingerprint() loads libcrypto: not for the current leaf, twice a day
     if case.public_key in case.rolled_keys or case.rolled_back and (
-            set(case.rolled_back).intersection(marks_of(leaf.der, case.offer.chain))):
+            set(case.rolled_back).intersection(marks_of(leaf, case.offer.chain))):
         yield "rolled-back", "offers the certificate of %s, which, or its key, was rolled back " \
             "from" % iso_time(begins), (
                 "it stays out until there is a newer one, or certferry renew %s --force"
@@ -1849,7 +1848,7 @@ def read_file(path, limit=MAX_KEY, private=False):
     """Return the bytes of a regular file, by default of a key, that root or the caller owns,
     following no link. `private` refuses one that others can write. Failure for somebody else's."""
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         info = os.fstat(descriptor)
         if limit == MAX_KEY and "@" in os.path.basename(os.path.dirname(path)):
@@ -2341,15 +2340,14 @@ def rollback_target(lineage):
     current = lineage.current
     return next((version for version in load_versions(lineage.place)
                  if version.number < (current.number or 0) and version[2:] != current[2:]
-                 and not set(lineage.state.rolled_back).intersection(
-                     marks_of(version.leaf.der, version.chain))), None)
+                 and not set(lineage.state.rolled_back).intersection(marks_of(*version[2:]))), None)
 
 
 def lock(config):
     """Hold the config dir for this run; Failure where another process holds it for a minute.
     The lock is on the folder itself and ends with the process: nothing is left behind."""
     import fcntl
-    descriptor = os.open(config, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(config, os.O_DIRECTORY)
     for _ in range(LOCK_SECONDS * 10):
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2667,6 +2665,12 @@ def load_lineage(place):
     key = None if failures else attempt(find_key, place, current)
     given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf)) or (
         None, NO_OPTIONS)
+    # a version that never became current owes no hooks, and nothing was rolled back from
+    if not failures and state.unfinished not in (0, current and current.number):
+        marks = marks_of(*current[2:]) if current else ()
+        state = state._replace(
+            owed=state.owed if state.result == "pending" else (),
+            rolled_back=tuple(each for each in state.rolled_back if each not in marks))
     return Lineage(place, given, options, state, checked, current, key, tuple(notices)), (
         failures[0] if failures else None)
 
@@ -2704,7 +2708,8 @@ def no_lineage(place):
 
 def _misfit(place, current, bad_key):
     """Return what of the files that servers read does not fit, or ""."""
-    wrong = " ".join(astray(place, current))
+    wrong = " ".join(astray(place, current) + (
+        mend_certificates(current, False) if current and current.number else []))
     return "has a private key that does not fit its certificate" if bad_key else (
         wrong and not is_certbots(place)
         and "serves something else than its current version: " + wrong)
@@ -2816,7 +2821,7 @@ class Crossing:
         self.read()
 
     def read(self):
-        """Take what is on the disk; a version that never became current owes no hooks."""
+        """Take what is on the disk."""
         self.before, self.unreadable = load_lineage(self.place)
         self.unread = self.before.checked is None and os.path.lexists(self.place.state)
         _, given, self.options, state, self.checked, self.current, self.key, _ = self.before
@@ -2824,9 +2829,6 @@ class Crossing:
         self.merged = merge_options(self.given, self.changes)
         if self.changes:
             self.options = parse_options(self.merged)
-        number = self.current and self.current.number
-        if state.unfinished not in (0, number) and state.result != "pending":
-            state = state._replace(owed=())
         self.state = state._replace(unfinished=0)
 
     def attempt(self, step, *sources):
@@ -2974,7 +2976,7 @@ class Crossing:
                   "" if options.sources else "own", "")
         if not asked:
             self.asked = time.monotonic()
-        return self.run.network.submit(job._replace(**asked) if asked else job)
+        return self.run.network.submit(job._replace(**asked))
 
     def look(self):
         """Have it see what the local services present; return [(Source, exchange's number)]."""
@@ -3046,8 +3048,8 @@ class Crossing:
     def chains(self, offer):
         """Return the possible chains (DER) of an offer of the current leaf, as they would be
         written: without a root or a stranger that the source sends along; several say nothing."""
-        found = quietly(order_chains, self.current.leaf, map(parse_certificate, offer.chain))
-        return [tuple(issuer.der for issuer in chain) for chain in found or ()]
+        return [tuple(issuer.der for issuer in chain) for chain in quietly(
+            order_chains, self.current.leaf, map(parse_certificate, offer.chain)) or ()]
 
     def examine(self, offer):
         """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
@@ -3129,6 +3131,8 @@ class Crossing:
         if self.command != "rollback" and self.current:
             retired.add(fingerprint(self.current.leaf.public_key))
         return self.state._replace(
+            # what was owed before is so even if this comes to nothing
+            result="pending" if self.state.owed else self.state.result,
             owed=tuple(deploy_hooks(self.run.config, self.options)),
             retired=tuple(sorted(retired - {fingerprint(leaf.public_key)})), **changes)
 
@@ -3145,9 +3149,9 @@ class Crossing:
         is_own, before = offer.key == self.key, self.current
         self.take_over()  # so that there is a version to go back to
         previous = self.current
-        marks = marks_of(leaf.der, offer.chain)
+        marks = marks_of(leaf, offer.chain)
         state = self.owing(leaf, way=offer.way, rolled_back=tuple(
-            each for each in self.state.rolled_back if each not in marks)[-KEPT_VERSIONS:])
+            each for each in self.state.rolled_back if each not in marks))
         if self.dry_run:
             rehearse((leaf.der,) + offer.chain, offer.key)
             # one more for loose files
@@ -3304,7 +3308,7 @@ class Crossing:
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
         # the leaf, or where only the chain is another one both
-        mark = marks_of(before.leaf.der, before.chain)[leaf == before.leaf]
+        mark = marks_of(*before[2:])[leaf == before.leaf]
         state = self.owing(leaf, unfinished=target.number,
                            rolled_back=self.state.rolled_back + (mark,))
         if not self.dry_run:
@@ -3364,7 +3368,7 @@ class Crossing:
         known = self.command != "NAME" or result in REMEMBERING or self.fresh or (
             (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
                 run.pem is None and self.given == self.merged
-                and (os.path.lexists(place.conf) or self.current and self.current.number))
+                and (self.given or self.current and self.current.number))
         ours = self.ours or shown.reason == "certbot" and self.command == "renew" and is_ours(place)
         if ours and known and not (self.unread or self.dry_run):
             self.state = alert(run, self, outcome)
@@ -3496,8 +3500,7 @@ _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
 _FLAGS = dict(_SHORT, **{"--" + name: name for name in _OPTIONS})
 
 # What who knows certbot may type.
-_HABITS = {"certificates": "status", "show": "status", "certonly": "NAME", "update": "renew",
-           "revert": "rollback"}
+_HABITS = {"certificates": "status", "certonly": "NAME"}
 
 
 def _help(command):

@@ -1271,6 +1271,34 @@ class Rollback(VersionsCase):
         self._offer_chain(second, self._other_intermediate())
         self.assert_done(self.renew())
 
+    def test_killed_before_its_rename(self):
+        """A rollback that did not happen leaves the version in service one to go back to."""
+        second = self.install(2)
+        dies = world.patched(self, "certferry.point_to = lambda *_: os.kill(os.getpid(), 9)")
+        self.rollback(python=dies)
+        self.assertEqual("ok", self.told("status")[1]["health"])
+        self.assert_done(self.renew(), "unchanged")
+        self.assertEqual(2, self.hooks())
+        self.offer(self.issue(second.key))
+        self.assert_done(self.renew())
+        self.assert_done(self.rollback())
+        self.assertEqual(2, self.current())
+
+    def test_killed_while_hooks_were_owed(self):
+        """What was owed before is owed after it, though the runs in between were refused."""
+        first = self.install()
+        fails = self.downstream.hook("deploy", "fails", "exit 1")
+        second = self.offer(self.issue(first.key))
+        self.assert_refused(self.renew(), fails)
+        self.offer(self.issue())
+        self.assert_refused(self.renew(), "another key")
+        dies = world.patched(self, "certferry.point_to = lambda *_: os.kill(os.getpid(), 9)")
+        self.rollback(python=dies)
+        self.offer(second)
+        self.downstream.hook("deploy", "fails", "touch {}/mended".format(self.outside))
+        self.assert_done(self.renew(), "unchanged")
+        self.assertTrue(os.path.exists(self.outside + "/mended"))
+
     def test_a_chain_with_a_choice(self):
         """An issuer that was issued again beside the one in service: which of them is judged."""
         leaf, old = self.issue(), self._other_intermediate(not_after=world.days(40))
@@ -1564,6 +1592,17 @@ class Recovery(VersionsCase):
         result = self.renew("--json")
         self.assertIn('"name": "{}"'.format(name), result.out)
         self.assertNotIn("another tool", result.err)
+
+    def test_certificate_gone_from_the_version(self):
+        """What servers read is missing or empty: critical, until the next run makes it again."""
+        self.install()
+        path = self.downstream.archive(NAME, 1, "cert.pem")
+        for spoil in (os.unlink, lambda path: world.write(path, "")):
+            spoil(path)
+            status, lineage = self.told("status")
+            self.assertEqual((2, "critical"), (status, lineage["health"]))
+            self.assert_done(self.renew(), "unchanged")
+            self.assertEqual("ok", self.told("status")[1]["health"])
 
     def test_damaged_version(self):
         """A version that lost a file is not gone back to, and stops nothing."""
