@@ -442,6 +442,7 @@ def _days_before(month):
         month % 12 * 153 + 2) // 5
 
 
+@memoized  # many lineages, few times
 def utc_seconds(text):
     """Return seconds since 1970 of a time with the digits YYYYMMDDhhmmss, in UTC; or ValueError."""
     digits = "".join(filter(str.isdigit, text))
