@@ -69,7 +69,6 @@ KEPT_VERSIONS = 5  # besides the current one, if it is older
 STAGED_KEY_DAYS = 30  # a key that waits longer was probably forgotten
 SIGKILL = 9  # everywhere; the module takes half a millisecond
 DAY = 86400
-
 memoized = functools.lru_cache(maxsize=None)  # decorates functions that are asked the same again
 
 CONFIG_DIR = "/usr/local/etc/letsencrypt" if "freebsd" in sys.platform else "/etc/letsencrypt"
@@ -131,8 +130,7 @@ Version = collections.namedtuple("Version", "number folder leaf chain")
 Offer = collections.namedtuple("Offer", "source address leaf chain key way")
 
 # What the judge sees: an offer, parsed, with what openssl says of it (public keys as DER, `trust`
-# "" or what is wrong), and what it is compared with: the `current` leaf, `keys` {public key: path},
-# then fingerprints.
+# "" or what is wrong), and what it is compared with: a leaf, `keys` {public key: path}, marks.
 Evidence = collections.namedtuple(
     "Evidence", "name domains current offer leaf public_key carried_key trust keys retired "
     "replaced rolled_back rolled_keys")
@@ -273,8 +271,7 @@ def is_lineage_name(text):
 
 
 def parse_endpoint(text, port):
-    """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError.
-    `port`, a text, is the one that is meant where none is given."""
+    """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError."""
     bare = text.count(":") > 1 and not text.startswith("[")
     match = re.match(r"(?:\[(.*:.*)\]|([^:]*))(?::(\d{1,5}))?\Z", "[%s]" % text if bare else text)
     port = int(match[3] or port) if match else 0
@@ -343,8 +340,7 @@ NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "
 def parse_options(given, readers=REMEMBERED, nothing=NO_OPTIONS):
     """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong).
 
-    Or another named tuple, of as many fields as there are readers: `nothing` is what holds without
-    any; what is a tuple there may repeat.
+    Or another named tuple, a field for each reader: `nothing` without any; its tuples may repeat.
     """
     values = dict(zip(readers, nothing))
     for key, texts in given.items():
@@ -631,8 +627,7 @@ def parse_certificate(der):
     # whether the rest is a certificate openssl says: it reads each new leaf before it counts
     serial, _, issuer, validity, subject, key, *others = fields
     not_before, not_after = [_der_time(*time[:2]) for time in _elements(validity[1])]
-    extensions = _extensions(next((content for tag, content, _ in others if tag == 0xa3),
-                                  b"\x30\0"))
+    extensions = _extensions(next((value for tag, value, _ in others if tag == 0xa3), b"\x30\0"))
     return Certificate(der, serial[1].hex(), not_before, not_after, subject[2], issuer[2], key[2],
                        algorithm[2], int.from_bytes(number, "big") + 1, extensions,
                        _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0")))
@@ -1207,9 +1202,8 @@ def exchange(job):
         try:
             return _ask_address(job, family, where, time.monotonic() + share)
         except (Failure, OSError, ValueError) as error:
-            failure = _network_failure(
-                error, job, "cannot be reached (%s)" % plain(error, 120).lower(),
-                "check the network and the address")
+            failure = _network_failure(error, job, "cannot be reached (%s)" % plain(
+                error, 120).lower(), "check the network and the address")
             if failure.reason == "timeout":  # who asks next begins with the others
                 resolved[:] = [each for each in tuple(resolved) if each[1] != where] + [
                     (family, where)]
@@ -1316,8 +1310,7 @@ class _Pool:
                     self.waiting[task[0]] = self.running.pop(task[0])[0]
                     break
             # a tenth of a second is soon enough for what no thread does by itself
-            return ([self.answers] if self.unsent else [],
-                    0.1 if self.running or self.waiting else None)
+            return [self.answers] * bool(self.unsent), 0.1 if self.running or self.waiting else None
 
 
 def _serve_jobs(jobs, answers):
@@ -1628,8 +1621,7 @@ def _fetch_secret(source, seconds, environment):
     return Answer(data=open_pkcs12(data) if data[:1] == b"\x30" else data)
 
 
-# The sources that are no handshake: (Source, seconds, environment) in, an Answer out. They may hold
-# the private key, too.
+# What is no handshake and may hold the key, too: (Source, seconds, environment) in, an Answer out.
 FETCHERS = {"file": _read_medium, "exec": _run_command, "vault": _fetch_secret,
             "azure": _fetch_secret}
 
@@ -1742,10 +1734,9 @@ def _objections(case, now):
     # fingerprint() loads libcrypto: not for the current leaf, twice a day
     if case.public_key in case.rolled_keys or case.rolled_back and (
             set(case.rolled_back).intersection(marks_of(leaf, case.offer.chain))):
-        yield "rolled-back", "offers the certificate of %s, which, or its key, was rolled back " \
-            "from" % iso_time(begins), (
-                "it stays out until there is a newer one, or certferry renew %s --force"
-                % case.name)
+        yield ("rolled-back", "offers the certificate of %s, which, or its key, was rolled back "
+               "from" % iso_time(begins), "it stays out until there is a newer one, or certferry "
+               "renew %s --force" % case.name)
 
 
 def judge(case, now, force=False):
@@ -1853,8 +1844,7 @@ def read_file(path, limit=MAX_KEY, private=False):
     try:
         info = os.fstat(descriptor)
         if limit == MAX_KEY and "@" in os.path.basename(os.path.dirname(path)):
-            # a version's key may belong to the service that reads it
-            check_folder(os.path.dirname(path))
+            check_folder(os.path.dirname(path))  # it may belong to the service that reads it
         else:
             refuse_foreign(path, info, private)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
@@ -2207,8 +2197,7 @@ def _stage_version(lineage, folder, members, key):
 
 
 def rehearse(ders, key):
-    """Find out before the rename what a server would find out at its reload, of leaf and chain
-    with a private key; Failure then.
+    """Find out before the rename what a server would find out at its reload; Failure then.
 
     In a process of its own: it parses what came from outside, and holds the key.
     """
@@ -2393,8 +2382,7 @@ def run_hook(hook, config, environment, variables, pass_on):
     try:
         folder = config + "/renewal-hooks"
         if hook.startswith(folder + "/") and os.path.lexists(hook):
-            for path in (folder, hook, os.path.dirname(hook), os.path.dirname(
-                    follow(hook))):
+            for path in (folder, hook, os.path.dirname(hook), os.path.dirname(follow(hook))):
                 check_folder(path)
             command.insert(0, 'exec "$0"')  # by sh, which also runs one without a #! line, as ever
         process = subprocess.Popen(
@@ -2435,7 +2423,6 @@ def alert_wanted(state, health, now):
 # --------------------------------------------------------------------------------------------------
 
 _PRIORITIES = {"problem": "<3>", "warning": "<4>", "detail": "<7>"}  # syslog's: sd-daemon(3)
-
 _PLUGIN_STATUS = {"critical": 2, "unknown": 3, "warning": 1}  # the worst first
 
 
@@ -2547,10 +2534,9 @@ def format_metrics(pairs, now, seconds):
             if value is not None:
                 families.setdefault(name, [head.format(name, what)]).append(
                     'certferry_%s{name="%s"} %d\n' % (name, outcome.name, value))
-    lines = sum(families.values(), []) + [
-        head.format("run_duration_seconds", "How long this run took."),
-        "certferry_run_duration_seconds %.3f\n" % seconds]
-    return "".join(lines).encode()
+    families["run"] = [head.format("run_duration_seconds", "How long this run took."),
+                       "certferry_run_duration_seconds %.3f\n" % seconds]
+    return "".join(sum(families.values(), [])).encode()
 
 
 def _trouble(lineage, outcome):
@@ -2624,10 +2610,9 @@ Run = collections.namedtuple(
 
 def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
-    return quietly(os.path.getsize, place.renewal) and (
-        not os.path.lexists(place.pointer) or any(
-            os.path.islink(path) and not os.readlink(path).startswith(".current/")
-            for path in place.members))
+    return quietly(os.path.getsize, place.renewal) and (not os.path.lexists(place.pointer) or any(
+        os.path.islink(path) and not os.readlink(path).startswith(".current/")
+        for path in place.members))
 
 
 def is_ours(place):
@@ -2870,9 +2855,8 @@ class Crossing:
         self.check_ours()
         renewal = self.place.renewal
         if os.path.lexists(renewal):
-            self.say("renewal/%s.conf is %s" % (
-                self.name, "beside a lineage of certferry's" if os.path.getsize(renewal)
-                else "empty, left by a certbot run that failed"),
+            self.say("renewal/%s.conf is %s" % (self.name, "beside a lineage of certferry's" if (
+                os.path.getsize(renewal)) else "empty, left by a certbot run that failed"),
                 "move it away, 'certbot renew' fails over it")
         for notice in self.before.notices:
             self.say("%s: what it held is found out again" % notice)
@@ -2969,12 +2953,11 @@ class Crossing:
         """Have the network process ask for the certificate; return the exchange's number."""
         # remembered, so that later runs need no extra exchange for the type of key
         want, _, way = self.state.way.partition(" ")
-        options = self.options
-        name = options.sni or next((domain for domain in options.domains
-                                    if not domain.startswith("*.")), self.name)
+        name = self.options.sni or next((domain for domain in self.options.domains
+                                         if not domain.startswith("*.")), self.name)
         known = binascii.crc32(self.current.leaf.der) if self.current else ""
-        job = Job(*source[:3], options.timeout, name, known, want, way,
-                  "" if options.sources else "own", "")
+        job = Job(*source[:3], self.options.timeout, name, known, want, way,
+                  "" if self.options.sources else "own", "")
         if not asked:
             self.asked = time.monotonic()
         return self.run.network.submit(job._replace(**asked))
@@ -2985,8 +2968,7 @@ class Crossing:
 
     def not_served(self):
         """Return what is wrong with the local services, one line each."""
-        # what is seen later is another look
-        wrong, served, self.served = [], self.served or self.look(), []
+        wrong, served, self.served = [], self.served or self.look(), []  # later: another look
         for source, number in served:
             try:
                 offer = offer_of(source, self.run.network.answer, number)
@@ -3046,18 +3028,15 @@ class Crossing:
         return not current or self.misfit and offer.key or (
             offer.leaf, offer.chain) != (current.leaf.der, current.chain)
 
-    def chains(self, offer):
-        """Return the possible chains (DER) of an offer of the current leaf, as they would be
-        written: without a root or a stranger that the source sends along; several say nothing."""
-        return [tuple(issuer.der for issuer in chain) for chain in quietly(
-            order_chains, self.current.leaf, map(parse_certificate, offer.chain)) or ()]
-
     def examine(self, offer):
         """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
         current = self.current
-        if current and offer.leaf == current.leaf.der and (
-                offer.chain is None or self.chains(offer) == [current.chain]):
-            offer = offer._replace(chain=current.chain)
+        if current and offer.leaf == current.leaf.der:
+            # what is not written, a root say, is no news; where there is a choice it is judged
+            chains = quietly(order_chains, current.leaf, map(parse_certificate, offer.chain or ()))
+            shown = [tuple(issuer.der for issuer in chain) for chain in chains or ()]
+            if offer.chain is None or shown == [current.chain]:
+                offer = offer._replace(chain=current.chain)
         # the usual run ends here: no openssl process, and only names and dates are asked
         if self.is_news(offer) or "domain" in self.changes or "ca-file" in self.changes:
             facts = self.gather(offer)
@@ -3132,8 +3111,7 @@ class Crossing:
         if self.command != "rollback" and self.current:
             retired.add(fingerprint(self.current.leaf.public_key))
         return self.state._replace(
-            # what was owed before is so even if this comes to nothing
-            result="pending" if self.state.owed else self.state.result,
+            result="pending" if self.state.owed else self.state.result,  # if this comes to nothing
             owed=tuple(deploy_hooks(self.run.config, self.options)),
             retired=tuple(sorted(retired - {fingerprint(leaf.public_key)})), **changes)
 
@@ -3155,8 +3133,7 @@ class Crossing:
             each for each in self.state.rolled_back if each not in marks))
         if self.dry_run:
             rehearse((leaf.der,) + offer.chain, offer.key)
-            # one more for loose files
-            number = next_number(self.place) + (self.current is not before)
+            number = next_number(self.place) + (self.current is not before)  # for loose files
             return self.put_in_service(Version(number, "", leaf, offer.chain), state)
         self.put_in_service(install_version(
             self, leaf, offer.chain, self.key if is_own else offer.key, state), state)
@@ -3189,8 +3166,7 @@ class Crossing:
                            "private key  %s/privkey.pem" % live]
 
     def remember(self):
-        """Write the options that this command gave; hooks that are new are owed from then on, those
-        that it dropped no longer."""
+        """Write the options that this command gave; new hooks are owed now, dropped ones not."""
         if self.merged != self.given:
             known, wanted = self.given.get("deploy-hook", ()), self.options.deploy_hooks
             owed = self.state.owed + tuple(hook for hook in wanted if hook not in known)
@@ -3245,8 +3221,7 @@ class Crossing:
                 "--served-at right?" % self.place.live))
 
     def health(self):
-        """Return (health, why) of what is in service."""
-        # links that were whole before and not touched are not looked at again
+        """Return (health, why) of what is in service; links that were whole are not looked at."""
         current = None if self.dry_run or self.linked and not self.changed else self.current
         return health_of(self, self.now, _misfit(self.place, current, self.misfit), self.unreadable)
 
@@ -3308,10 +3283,9 @@ class Crossing:
                           "bring it with certferry %s --key PEM" % self.name)
         if leaf.public_key != before.leaf.public_key:
             self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
-        # the leaf, or where only the chain is another one both
-        mark = marks_of(*before[2:])[leaf == before.leaf]
-        state = self.owing(leaf, unfinished=target.number,
-                           rolled_back=self.state.rolled_back + (mark,))
+        # marked is the leaf, or where only the chain is another one both
+        state = self.owing(leaf, unfinished=target.number, rolled_back=self.state.rolled_back + (
+            marks_of(*before[2:])[leaf == before.leaf],))
         if not self.dry_run:
             self.tell_mended(mend_certificates(target, True))
             save_state(place, state)  # first, so that a run that dies in between owes the hooks
@@ -3409,8 +3383,7 @@ def ferry_all(run, places):
     way before the first answer is judged."""
     crossings, pairs = [], []
     # one by one: the first is asked for while the files of the next are read
-    for place in sorted(set(places)):
-        crossing = Crossing(run, place)
+    for crossing in (Crossing(run, place) for place in sorted(set(places))):
         if run.command == "renew" and crossing.options.enabled == "no":
             run.report.line("%s: skipped: enabled = no in its conf" % crossing.name)
             continue
@@ -3439,13 +3412,12 @@ def post_hooks(run, pairs):
 
 def write_metrics(path, pairs, places, report):
     """Write the metrics of a run, and of the other lineages from disk."""
-    path = os.path.abspath(path)
+    path, now = os.path.abspath(path), report.now
     # all of them: the series of a lineage that this run was not about would end
     names = {outcome.name for _, outcome in pairs}
-    pairs = pairs + [inspect(place, report.now) for place in places if place.name not in names]
+    pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
     try:
-        seconds = time.monotonic() - report.started
-        write_file(path, format_metrics(pairs, report.now, seconds), 0o644)
+        write_file(path, format_metrics(pairs, now, time.monotonic() - report.started), 0o644)
     except OSError as error:
         report.problem("", "metrics: %s" % failure_of(error, path), "look at --metrics")
 
@@ -3455,7 +3427,6 @@ def write_metrics(path, pairs, places, report):
 # --------------------------------------------------------------------------------------------------
 
 COMMANDS = ("renew", "status", "rollback")
-
 SHORT_HELP = """\
 certferry NAME [--from HOST] [options]  set up lineage NAME, ferry it now, start the timer
 certferry renew [NAME...] [options]     ferry every lineage: what the timer runs
@@ -3499,9 +3470,7 @@ _OPTIONS = {name: row for name, *row in (line.split(None, 3) for line in _TABLE.
 _TAKING = [name for name, (takes, _, _) in _OPTIONS.items() if takes != "-"]
 _SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
 _FLAGS = dict(_SHORT, **{"--" + name: name for name in _OPTIONS})
-
-# What who knows certbot may type.
-_HABITS = {"certificates": "status", "certonly": "NAME"}
+_HABITS = {"certificates": "status", "certonly": "NAME"}  # what who knows certbot may type
 
 
 def _help(command):
@@ -3714,8 +3683,7 @@ def _run_ferry(run, places, options):
     metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
     if metrics and run.command == "renew" and not run.dry_run:
         write_metrics(metrics, pairs, quietly(discover, run.config) or (), run.report)
-    if run.command == "NAME" and "no-timer" not in options and (
-            pairs[0][1].result in REMEMBERING):
+    if run.command == "NAME" and "no-timer" not in options and pairs[0][1].result in REMEMBERING:
         (lineage, outcome), = pairs
         pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
     return pairs

@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-5a2d5fbd4fd8586399d6811865334394c1fe44546ffe2246d5fb3c070cb4ccf3  certferry.py
+3ba36803b4189b373f5c327f17e5a098c679733c9840bd7f13ccec177479639e  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '

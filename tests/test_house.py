@@ -67,7 +67,7 @@ NOT_IN_MINIMAL = """
 NEWER_NODES = "NamedExpr Match TryStar TypeAlias".split()
 LINE_COLUMNS, FUNCTION_LINES, FUNCTION_MEDIAN = 100, 40, 12
 # The house wants 1,800 and 2,400. What is over is known; these keep it from growing, and go down.
-CODE_LINES, ALL_LINES = 2659, 3771
+CODE_LINES, ALL_LINES = 2645, 3739
 # The parser of Python 3.11 doubles an array at 32,768: 1.2 MiB more at every start, and 1 ms.
 TOKENS = 32760
 
