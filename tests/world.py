@@ -40,10 +40,16 @@ import unittest
 import warnings
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CERTFERRY = os.path.join(REPOSITORY, "certferry.py")
+# CERTFERRY_SCRIPT names another one, so that tests can be seen failing on an older certferry.py.
+SCRIPT = os.path.abspath(
+    os.environ.get("CERTFERRY_SCRIPT") or os.path.join(REPOSITORY, "certferry.py")
+)
+CERTFERRY = SCRIPT
 DAY = 86400
 # CI sets it for each interpreter but one: what no interpreter does otherwise is done less often.
 QUICK = bool(os.environ.get("CERTFERRY_QUICK"))
+# CI sets it once: whole tables and sweeps, of which the plain test command takes a sample.
+FULL = bool(os.environ.get("CERTFERRY_FULL"))
 BREATH = 0.002 if QUICK else 0.0005  # seconds between two looks of one who looks all the time
 
 Credential = collections.namedtuple("Credential", "key cert chain fullchain")
@@ -56,7 +62,10 @@ Entry = collections.namedtuple("Entry", "kind mode content mtime_ns")
 Entry.__doc__ = "One path of a snapshot; content is a file's SHA-256, a link's target, else ''."
 
 
-# ---------------------------------------------------------------- small helpers
+# --------------------------------------------------------------------------------------------------
+# Small helpers
+# --------------------------------------------------------------------------------------------------
+
 
 def scratch(case=None):
     """A new folder that goes when the test case (or class, or else the process) ends."""
@@ -108,11 +117,18 @@ def days(count):
 
 def openssl(*arguments, **options):
     """Standard output of one openssl process as text; AssertionError where it fails."""
-    done = subprocess.run(("openssl",) + arguments, input=options.get("input"),
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(
+        ("openssl",) + arguments,
+        input=options.get("input"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     if done.returncode:
-        raise AssertionError("openssl {}: status {}: {}".format(
-            " ".join(arguments), done.returncode, done.stderr.decode("utf-8", "replace")))
+        raise AssertionError(
+            "openssl {}: status {}: {}".format(
+                " ".join(arguments), done.returncode, done.stderr.decode("utf-8", "replace")
+            )
+        )
     return done.stdout.decode("utf-8", "replace")
 
 
@@ -150,8 +166,9 @@ def _public_key(pem):
 
 def without(tests, *cases):
     """A module's tests, but with CERTFERRY_QUICK none of these cases: CI would count a skip."""
-    return unittest.TestSuite(suite for suite in tests if not QUICK or not any(
-        isinstance(test, cases) for test in suite))
+    return unittest.TestSuite(
+        suite for suite in tests if not QUICK or not any(isinstance(test, cases) for test in suite)
+    )
 
 
 def in_turn(cases):
@@ -160,7 +177,7 @@ def in_turn(cases):
     Which third changes with the release of Python, so that all interpreters together try them all.
     """
     cases = list(cases)
-    return cases[sys.version_info[1] % 3::3] if QUICK else cases
+    return cases[sys.version_info[1] % 3 :: 3] if QUICK else cases
 
 
 @functools.lru_cache(maxsize=None)
@@ -169,9 +186,13 @@ def script():
     folder = scratch()
     code = compile(read(CERTFERRY), CERTFERRY, "exec", dont_inherit=True)
     compiled = write(os.path.join(folder, "code"), marshal.dumps(code))
-    return write(os.path.join(folder, "certferry.py"), (
-        "import marshal, sys\nsys.argv[0] = {!r}\nwith open({!r}, 'rb') as file:\n"
-        "    code = marshal.load(file)\nexec(code)\n").format(CERTFERRY, compiled))
+    return write(
+        os.path.join(folder, "certferry.py"),
+        (
+            "import marshal, sys\nsys.argv[0] = {!r}\nwith open({!r}, 'rb') as file:\n"
+            "    code = marshal.load(file)\nexec(code)\n"
+        ).format(CERTFERRY, compiled),
+    )
 
 
 def command():
@@ -190,11 +211,18 @@ def module_folder():
 def patched(case, patch):
     """An interpreter that changes the module before it runs the command: give it as python=..."""
     folder = scratch(case)
-    runner = write(os.path.join(folder, "runner.py"), (
-        "import os, sys\nsys.path.insert(0, {!r})\nimport certferry\n{}\n"
-        "sys.exit(certferry.main(sys.argv[2:]))\n").format(module_folder(), patch))
-    return write(os.path.join(folder, "python"), "#!/bin/sh\nexec {} {} \"$@\"\n".format(
-        sys.executable, runner), 0o755)
+    runner = write(
+        os.path.join(folder, "runner.py"),
+        (
+            "import os, sys\nsys.path.insert(0, {!r})\nimport certferry\n{}\n"
+            "sys.exit(certferry.main(sys.argv[2:]))\n"
+        ).format(module_folder(), patch),
+    )
+    return write(
+        os.path.join(folder, "python"),
+        '#!/bin/sh\nexec {} {} "$@"\n'.format(sys.executable, runner),
+        0o755,
+    )
 
 
 def under_clock(case, specification, variables=""):
@@ -206,15 +234,26 @@ def under_clock(case, specification, variables=""):
     # next to have that number would end with "sem_open: File exists". They are of no living one.
     stale = "/dev/shm/sem.faketime_sem_$$ /dev/shm/faketime_shm_$$"
     command = "{} exec faketime -f '{}' {}".format(variables, specification, sys.executable)
-    return write(os.path.join(scratch(case), "python"),
-                 "#!/bin/sh\nrm -f {}\n{} \"$@\"\n".format(stale, command), 0o755)
+    return write(
+        os.path.join(scratch(case), "python"),
+        '#!/bin/sh\nrm -f {}\n{} "$@"\n'.format(stale, command),
+        0o755,
+    )
+
+
+def certferry(*arguments, **how):
+    """Run the command in a fresh config dir that goes at once; a Result, as Downstream.run."""
+    with Downstream() as downstream:
+        return downstream.run(*arguments, **how)
 
 
 def _family(address):
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-# ---------------------------------------------------------------- authorities
+# --------------------------------------------------------------------------------------------------
+# Authorities
+# --------------------------------------------------------------------------------------------------
 
 ROOT = """\
 basicConstraints = critical,CA:TRUE
@@ -277,17 +316,30 @@ class Authority:
         self._counter = itertools.count()
         self._requests = {}  # paths of signing requests by key and subject: all that is in one
         lifetime = {"key": key, "not_before": days(-3650), "not_after": days(3650), "ca": True}
-        self.root_credential = self.issue([], subject="/O=Example/CN=" + name, issuer="self",
-                                          extensions=ROOT, **lifetime)
+        self.root_credential = self.issue(
+            [], subject="/O=Example/CN=" + name, issuer="self", extensions=ROOT, **lifetime
+        )
         self.root = self.root_credential.cert
         self.issuer = self.root_credential
         if intermediate:
-            self.issuer = self.issue([], subject="/O=Example/CN={} Intermediate".format(name),
-                                     **lifetime)
+            self.issuer = self.issue(
+                [], subject="/O=Example/CN={} Intermediate".format(name), **lifetime
+            )
         self.intermediate = self.issuer if intermediate else None
 
-    def issue(self, names, key=None, not_before=None, not_after=None, extensions=None, subject=None,
-              ca=False, serial=None, issuer=None, digest="default"):
+    def issue(
+        self,
+        names,
+        key=None,
+        not_before=None,
+        not_after=None,
+        extensions=None,
+        subject=None,
+        ca=False,
+        serial=None,
+        issuer=None,
+        digest="default",
+    ):
         """Mint a certificate; returns its Credential, in a folder of its own.
 
         names       of the subject: host names, IP addresses, or openssl's own "URI:..." form
@@ -309,17 +361,25 @@ class Authority:
         begin = days(-1) + next(self._counter) if not_before is None else not_before
         cert = os.path.join(folder, "cert.pem")
         issuer = issuer or self.issuer
-        signer = (("-selfsign", "-keyfile", key_path) if issuer == "self" else
-                  ("-keyfile", issuer.key, "-cert", issuer.cert))
-        openssl("ca", "-batch", "-notext", "-preserveDN", "-config", config, "-in", request,
-                "-out", cert, "-startdate", _asn1_time(begin),
-                "-enddate", _asn1_time(days(89) if not_after is None else not_after), *signer)
+        end = days(89) if not_after is None else not_after
+        if issuer == "self":
+            signer = ["-selfsign", "-keyfile", key_path]
+        else:
+            signer = ["-keyfile", issuer.key, "-cert", issuer.cert]
+        command = ["ca", "-batch", "-notext", "-preserveDN", "-config", config]
+        command += ["-in", request, "-out", cert]
+        command += ["-startdate", _asn1_time(begin), "-enddate", _asn1_time(end)]
+        openssl(*command, *signer)
         if issuer == "self":
             Authority._roots.add(cert)
         by_root = issuer == "self" or issuer.cert in Authority._roots
         chain = b"" if by_root else read(issuer.fullchain)
-        return Credential(key_path, cert, write(os.path.join(folder, "chain.pem"), chain),
-                          write(os.path.join(folder, "fullchain.pem"), read(cert) + chain))
+        return Credential(
+            key_path,
+            cert,
+            write(os.path.join(folder, "chain.pem"), chain),
+            write(os.path.join(folder, "fullchain.pem"), read(cert) + chain),
+        )
 
     @staticmethod
     def _configure(folder, names, extensions, ca, serial, digest):
@@ -334,8 +394,10 @@ class Authority:
         digits = "{:x}".format(number)
         write(os.path.join(folder, "serial.txt"), "0" * (len(digits) % 2) + digits + "\n")
         use = "x509_extensions = extensions" if extensions else ""
-        return write(os.path.join(folder, "openssl.cnf"), _CONFIG.format(
-            folder=folder, digest=digest, use=use, extensions=extensions))
+        return write(
+            os.path.join(folder, "openssl.cnf"),
+            _CONFIG.format(folder=folder, digest=digest, use=use, extensions=extensions),
+        )
 
     def _request(self, folder, config, key, subject, names):
         if subject is None:
@@ -345,14 +407,14 @@ class Authority:
         if os.path.exists(key):
             if (read(key), subject) in self._requests:
                 return key, self._requests[read(key), subject]
-            how, key_path = ("-key", key), key
-        elif key.startswith("P-") or key.startswith("secp"):
-            how = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:" + key,
-                   "-pkeyopt", "ec_param_enc:named_curve", "-keyout", key_path)
+            how, key_path = ["-key", key], key
+        elif key.startswith(("P-", "secp")):
+            how = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:" + key, "-keyout", key_path]
+            how += ["-pkeyopt", "ec_param_enc:named_curve"]
         else:
-            how = ("-newkey", key, "-keyout", key_path)
-        openssl("req", "-new", "-nodes", "-config", config, "-utf8", "-subj", subject,
-                "-out", request, *how)
+            how = ["-newkey", key, "-keyout", key_path]
+        command = ["req", "-new", "-nodes", "-config", config, "-utf8", "-subj", subject]
+        openssl(*command, "-out", request, *how)
         self._requests[read(key_path), subject] = request
         return key_path, request
 
@@ -377,7 +439,10 @@ def _asn1_time(moment):
     return moment.strftime("%Y%m%d%H%M%SZ")
 
 
-# ---------------------------------------------------------------- servers
+# --------------------------------------------------------------------------------------------------
+# Servers
+# --------------------------------------------------------------------------------------------------
+
 
 class Server:
     """A TCP server in threads: accepts and holds, until a subclass's talk() says something better.
@@ -572,8 +637,18 @@ class Upstream(Server):
         while request:
             request = tls.recv(65536)
 
-    def _make_context(self, credential, minimum=None, maximum=None, ciphers=None, send=None,
-                      hosts=None, strict=None, client_ca=None, tickets=True):
+    def _make_context(
+        self,
+        credential,
+        minimum=None,
+        maximum=None,
+        ciphers=None,
+        send=None,
+        hosts=None,
+        strict=None,
+        client_ca=None,
+        tickets=True,
+    ):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _limit_versions(context, minimum, maximum)
         # Level 0: tests also show keys and signatures that openssl would not load otherwise.
@@ -586,8 +661,10 @@ class Upstream(Server):
         if client_ca:
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca)
-        others = {name: self._make_context(shown, minimum, maximum, ciphers, tickets=tickets)
-                  for name, shown in (hosts or {}).items()}
+        others = {
+            name: self._make_context(shown, minimum, maximum, ciphers, tickets=tickets)
+            for name, shown in (hosts or {}).items()
+        }
         self._watch_names(context, others, strict)
         return context
 
@@ -599,6 +676,7 @@ class Upstream(Server):
             elif strict is not None and name not in strict:
                 return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
             return None
+
         if hasattr(context, "sni_callback"):
             context.sni_callback = choose
         else:
@@ -641,11 +719,17 @@ class StaticRsaOnly(Upstream):
     """TLS 1.2 with RSA key transport only, where the server signs nothing; wants RSA keys."""
 
     def __init__(self, credential, **how):
-        super().__init__(credential, maximum="1.2",
-                         ciphers="AES128-GCM-SHA256:AES128-SHA256:AES256-SHA256:AES128-SHA", **how)
+        super().__init__(
+            credential,
+            maximum="1.2",
+            ciphers="AES128-GCM-SHA256:AES128-SHA256:AES256-SHA256:AES128-SHA",
+            **how,
+        )
 
 
-# ---------------------------------------------------------------- servers that misbehave
+# --------------------------------------------------------------------------------------------------
+# Servers that misbehave
+# --------------------------------------------------------------------------------------------------
 
 Silent = type("Silent", (Server,), {"__doc__": "Accepts and never says a word."})
 
@@ -684,8 +768,10 @@ class PlainHttp(Server):
     def talk(self, sock):
         """One answer, then the end."""
         sock.recv(65536)
-        sock.sendall(b"HTTP/1.1 301 Moved Permanently\r\nLocation: http://example.com/\r\n"
-                     b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+        sock.sendall(
+            b"HTTP/1.1 301 Moved Permanently\r\nLocation: http://example.com/\r\n"
+            b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+        )
 
 
 class Garbage(Server):
@@ -746,8 +832,9 @@ class Impostor(Server):
     an unencrypted one, which clients call a bad record). then="close": nothing more.
     """
 
-    def __init__(self, shown, real_key=None, version="1.3", then="bad-signature", before=None,
-                 **where):
+    def __init__(
+        self, shown, real_key=None, version="1.3", then="bad-signature", before=None, **where
+    ):
         super().__init__(**where)
         self._then, self._before = then, before
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -818,8 +905,8 @@ def _lying_key(pem, other=None):
         secret = b"\x01" * 32
         if other:
             secret = _key_der(other)
-            secret = secret[secret.index(head) + len(head):][:32]
-        der[start:start + 32] = secret
+            secret = secret[secret.index(head) + len(head) :][:32]
+        der[start : start + 32] = secret
     else:
         places = _rsa_integers(der)
         for index in (3, 6, 7):  # d, d mod p-1, d mod q-1: p and q must stay odd, n and e are shown
@@ -831,8 +918,13 @@ def _lying_key(pem, other=None):
 
 def _key_der(pem):
     """A private key as PKCS 8 DER."""
-    return subprocess.run(["openssl", "pkcs8", "-topk8", "-nocrypt", "-outform", "DER"], input=pem,
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+    return subprocess.run(
+        ["openssl", "pkcs8", "-topk8", "-nocrypt", "-outform", "DER"],
+        input=pem,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    ).stdout
 
 
 def _rsa_integers(der):
@@ -841,14 +933,17 @@ def _rsa_integers(der):
     while offset < len(der):
         length, start = der[offset + 1], offset + 2
         if length & 0x80:
-            size = length & 0x7f
-            length, start = int.from_bytes(der[start:start + size], "big"), start + size
+            size = length & 0x7F
+            length, start = int.from_bytes(der[start : start + size], "big"), start + size
         places.append((start, length))
         offset = start + length
     return places
 
 
-# ---------------------------------------------------------------- the downstream
+# --------------------------------------------------------------------------------------------------
+# The downstream
+# --------------------------------------------------------------------------------------------------
+
 
 class Downstream:
     """A fresh config dir (.config) and the repository's certferry.py to run on it.
@@ -880,27 +975,39 @@ class Downstream:
 
         env: variables to add, None to take one away; python; bare=True: without --config-dir.
         """
-        environment = {name: value for name, value in os.environ.items()
-                       if not name.startswith(("CERTFERRY_", "VAULT_", "AZURE_", "SSL_CERT_"))}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("CERTFERRY_", "VAULT_", "AZURE_", "SSL_CERT_"))
+        }
         environment.update(how.get("env") or {})
         environment = {name: value for name, value in environment.items() if value is not None}
         where = () if how.get("bare") else ("--config-dir", self.config)
         words = (how["python"], self._command[-1]) if how.get("python") else self._command
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(words + arguments + where, env=environment, cwd=self._folder,
-                                start_new_session=True, **pipes)
+        return subprocess.Popen(
+            words + arguments + where,
+            env=environment,
+            cwd=self._folder,
+            start_new_session=True,
+            **pipes,
+        )
 
     def run(self, *arguments, stdin=None, env=None, timeout=60, python=None, bare=False):
         """Run the command to its end, text or bytes on its standard input; returns a Result."""
         with self.start(*arguments, env=env, python=python, bare=bare) as process:
             try:
                 out, err = process.communicate(
-                    stdin.encode() if isinstance(stdin, str) else stdin, timeout)
+                    stdin.encode() if isinstance(stdin, str) else stdin, timeout
+                )
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 out, err = process.communicate()
-                raise AssertionError("certferry {}: still running after {} s:\n{}\n{}".format(
-                    " ".join(arguments), timeout, _text(out), _text(err)))
+                raise AssertionError(
+                    "certferry {}: still running after {} s:\n{}\n{}".format(
+                        " ".join(arguments), timeout, _text(out), _text(err)
+                    )
+                )
         return Result(process.returncode, _text(out), _text(err))
 
     def json(self, *arguments, **how):
@@ -968,7 +1075,8 @@ class Downstream:
     def assert_fits(self, case, name, credential=None):
         """What live/NAME/ shows belongs together, and is this credential's where one is given."""
         cert, chain, fullchain, key = (
-            self.live(name, file + ".pem") for file in ("cert", "chain", "fullchain", "privkey"))
+            self.live(name, file + ".pem") for file in ("cert", "chain", "fullchain", "privkey")
+        )
         case.assertEqual(1, len(certificates(cert)))
         case.assertEqual(read(fullchain), read(cert) + read(chain))
         case.assertEqual(public_key(cert), public_key(key))
@@ -985,7 +1093,8 @@ def changed(before, after):
 def _entry(path):
     facts = os.lstat(path)
     kind = {stat.S_IFDIR: "directory", stat.S_IFREG: "file", stat.S_IFLNK: "link"}.get(
-        stat.S_IFMT(facts.st_mode), "other")
+        stat.S_IFMT(facts.st_mode), "other"
+    )
     content = ""
     if kind == "file":
         content = hashlib.sha256(read(path)).hexdigest()
