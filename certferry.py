@@ -17,7 +17,7 @@ withhold a renewal, which is seen as `due` and then as `warning`. Revocation is 
 The story of one lineage, in the section Ferry:
 
     options -> Lineage -> look -> InService -> ask -> Offer -> examine -> Facts -> judge -> Verdict
-            -> install -> InService -> hooks -> Outcome -> record, report
+            -> Choice -> install -> InService -> hooks -> Outcome -> record, report
 
     1. see that the lineage is not certbot's
     2. look: what live/NAME/ shows is what is in service
@@ -40,10 +40,11 @@ still owes hooks, or a service does not show it yet.
 
 Privilege. As root, whatever talks to the network is a process that has become nobody, forked
 before a key is read. openssl reads what came from outside as nobody too, under another group. What
-the network process says counts for bytes only: it is this process that decides.
+the network process says counts for bytes only: it is this process that decides. Hooks and `exec:`
+commands are the administrator's own, and run as the caller.
 
-Exit status: 0 all is well; 1 something failed, was refused or is pending; 2 wrong usage;
-`status`: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+Exit status: 0 all is well; 1 something failed, was refused or is pending; 2 wrong usage; 130
+interrupted. `status`: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN or wrong usage.
 """
 
 # --------------------------------------------------------------------------------------------------
@@ -211,8 +212,8 @@ class State(
     """What happened last to a lineage, for reports alone.
 
     `since` and `runs` tell how long the same refusal or failure lasts, `good` is the time of the
-    last good exchange before it, `key_file` marks a key file that was seen to fit (a cache), `told`
-    and `told_at` are the health that alert hooks were run for, and when.
+    last good exchange where that was not the last run, `key_file` marks a key file that was seen to
+    fit (a cache), `told` and `told_at` are the health that alert hooks were run for, and when.
     """
 
 
@@ -239,9 +240,9 @@ class InService(
 
     `number` is that of the version that .current leads to, None without one. `leaf` is a
     Certificate or None, `chain` its issuers as DER. `key_path` is the private key's file or None,
-    `staged` the paths of the staged keys. `owed` are the hooks that the version owes, None where
-    nothing is pending. `linked` says that the four names are links through .current. `flaw` says
-    what is not whole, "" where all is.
+    `staged` the paths of the staged keys. `owed` are the hooks that the version owes, () where only
+    the services are still to be looked at, None where nothing is pending. `linked` says that the
+    four names are links through .current. `flaw` says what is not whole, "" where all is.
     """
 
     @property
@@ -361,6 +362,7 @@ def plain(text, limit=MAX_TEXT):
     """Return `text` from anywhere as printable ASCII on one line, at most `limit` characters."""
     # what a peer says must not steer the terminal that shows it
     text = re.sub("[^ -~]", lambda match: f"\\x{ord(match[0]):02x}", str(text))
+    text = re.sub("-----BEGIN [A-Z ]*PRIVATE KEY.*", "(a private key)", text)
     if len(text) > limit:
         return text[: limit - 3] + "..."
     return text
@@ -430,9 +432,9 @@ def host_name(text):
     ValueError says what is wrong. Other than ASCII letters are refused: what they become depends on
     the edition of IDNA.
     """
-    name = text.lower()
-    if max(name, default="") > "\x7f":
+    if max(text, default="") > "\x7f":
         raise ValueError(f"{plain(text, 80)}: write the name in its ASCII form (xn--...)")
+    name = text.lower()
     if name.endswith("."):
         name = name[:-1]
     if is_address(name):
@@ -536,7 +538,7 @@ def _matching(pattern, words, convert=str):
 
     def read(text):
         """Return the value, converted; or ValueError."""
-        if not re.match(pattern + r"\Z", text):
+        if not re.match(rf"(?:{pattern})\Z", text):
             raise ValueError(f"{plain(text, 40)}: write {words}")
         return convert(text)
 
@@ -605,12 +607,17 @@ def config_flags(config):
     return ("--config-dir", config)
 
 
-def command_text(name, changes, extra=()):
-    """Return the whole command that sets up a lineage with these options, quoted for a shell."""
-    words = ["certferry", name, *extra]
+def sources_of(lineage):
+    """Return the Sources to ask for a lineage, in order."""
+    return lineage.options.sources or (parse_source(lineage.name),)
+
+
+def command_text(name, changes, extra=(), command=("certferry",)):
+    """Return the whole command for a lineage with these options, quoted for a shell."""
+    words = [*command, name, *extra]
     for key, texts in changes.items():
         for text in texts:
-            words += ["--" + key, text]
+            words += [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
     return " ".join(shell_quote(word) for word in words)
 
 
@@ -763,7 +770,7 @@ def format_state(state):
 def parse_environment(text, path):
     """Return {KEY: VALUE} of the environment file; Failure with file and line where it is bad."""
     values = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         match = re.match(r"\s*([A-Za-z_]\w*)=(['\"]?)([^\0]*?)\2\s*\Z", line)
         if match:
             values[match[1]] = match[3]
@@ -1253,6 +1260,18 @@ def _confine(group):
     raise Failure("unreachable", "could become root again", "Is this kernel's root a usual one?")
 
 
+def _confine_openssl():
+    """Become what openssl runs as: no process of its own may outlive it and trace the next one."""
+    _confine(_OPENSSL_GROUP)
+    try:
+        import resource
+
+        # set by whoever is nobody already, it forbids to fork and not to execute
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    except ImportError:
+        pass
+
+
 def _check_dev_fd(descriptor):
     """See that the system shows a process its open descriptors; Failure where it does not."""
     if not os.path.exists(f"/dev/fd/{descriptor}"):
@@ -1282,7 +1301,7 @@ def _shed(jobs, answers):
 
 
 def _pack(number, texts, data):
-    """Return a line for a pipe: a number, texts and bytes, as unpack() reads it."""
+    """Return a line for a pipe: a number, texts and bytes, as _unpack() reads it."""
     words = os.fsencode("\0".join(texts))
     coded = [binascii.b2a_base64(part, newline=False) for part in (words, data)]
     return b"%d %s %s\n" % (number, *coded)
@@ -1341,7 +1360,7 @@ def _work(handler, jobs, answers, reading, writing):
         _end()
 
 
-def _prepare(modules, unprivileged, jobs, answers):
+def _prepare(modules, jobs, answers):
     """Give up what a child needs not; Failure where that is not possible."""
     _shed(jobs, answers)
     for module in modules:  # now, for Python's own folder may be closed to nobody
@@ -1350,16 +1369,15 @@ def _prepare(modules, unprivileged, jobs, answers):
         except ImportError as error:
             hint = "Install python3, not only python3-minimal"
             raise Failure(None, f"this Python has no module {error.name}", hint)
-    if unprivileged:
-        _confine(_nobody()[1])
+    _confine(_nobody()[1])
 
 
-def _serve(handler, workers, modules, unprivileged, jobs, answers):
+def _serve(handler, workers, modules, jobs, answers):
     """Be a child: answer jobs, `workers` of them side by side.
 
     What prevents that is told as the answer to the job number 0, which nobody gave.
     """
-    prevented = _answer_of(lambda _: _prepare(modules, unprivileged, jobs, answers), [])
+    prevented = _answer_of(lambda _: _prepare(modules, jobs, answers), [])
     if prevented is not None:
         _write_answer(answers, 0, prevented)
         return
@@ -1371,7 +1389,7 @@ def _serve(handler, workers, modules, unprivileged, jobs, answers):
     _work(*task)
 
 
-def _fork(handler, workers, modules, unprivileged):
+def _fork(handler, workers, modules):
     """Start a child; return (pid, descriptor to write jobs to, descriptor to read answers from)."""
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
@@ -1386,7 +1404,7 @@ def _fork(handler, workers, modules, unprivileged):
         answers = jobs + 1
         os.dup2(to_read, jobs)
         os.dup2(from_write, answers)
-        _serve(handler, workers, modules, unprivileged, jobs, answers)
+        _serve(handler, workers, modules, jobs, answers)
     finally:
         _end()
 
@@ -1398,9 +1416,9 @@ class Child:
     an answer ends it, and every answer that it still owed. Started while there are no threads.
     """
 
-    def __init__(self, handler, workers=1, modules=(), unprivileged=True):
+    def __init__(self, handler, workers=1, modules=()):
         """Fork it. It imports `modules`, becomes nobody, and calls handler(texts) for each job."""
-        self.pid, self.to_jobs, self.from_answers = _fork(handler, workers, modules, unprivileged)
+        self.pid, self.to_jobs, self.from_answers = _fork(handler, workers, modules)
         os.set_blocking(self.to_jobs, False)
         self.unsent = b""
         self.unread = b""
@@ -1501,12 +1519,12 @@ class Child:
             self.lines[number] = line
 
 
-def in_own_process(function, seconds, unprivileged=True):
+def in_own_process(function, seconds):
     """Return the bytes that function() returned in a process of its own; Failure as raised there.
 
     Failure too where it takes more than these seconds.
     """
-    child = Child(lambda _: Answer(data=function()), 1, ("ssl",), unprivileged)
+    child = Child(lambda _: Answer(data=function()), 1, ("ssl",))
     try:
         return child.answer(child.submit([], seconds)).data
     finally:
@@ -1677,7 +1695,7 @@ def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False
     is_confined = os.geteuid() == 0 and not trusted
     if is_confined:
         # safe because whoever comes here as root has no threads
-        options["preexec_fn"] = functools.partial(_confine, _OPENSSL_GROUP)
+        options["preexec_fn"] = _confine_openssl
     command = ["openssl", *arguments]
     pipes = []
     for option, content in files:
@@ -1846,6 +1864,8 @@ def verify_chain(leaf, chain, roots, now):
 
 KEY_HOLDING = ("file", "exec", "vault", "azure")  # the kinds of source that may bring a key too
 
+TLS_13_ONLY = "TLS 1.3 only"  # said of a server that could not be asked for our type of key
+
 _MAX_SAID = 16384  # bytes of one answer before TLS: an EHLO's has 1 KiB, XMPP's features have 4
 _MAX_ADDRESSES = 8  # of one host that are tried
 
@@ -1859,12 +1879,12 @@ _TYPES = {
 _GRAVITY = ("unreachable", "timeout", "malformed", "unproven")  # the last one counts most
 
 
-class Job(collections.namedtuple("Job", "kind host port timeout server_name key_type look")):
+class Job(collections.namedtuple("Job", "kind host port timeout server_name key_type role")):
     """A handshake to make.
 
     `server_name` is the name to ask for (SNI). `key_type` is that of the local key: a server that
-    shows another one is asked for it. `look` is "elsewhere" where this very machine is no upstream,
-    "again" where an endpoint that timed out is asked all the same, else "".
+    shows another one is asked for it. `role` is upstream, default (an upstream that nobody named,
+    and that this very machine can't be) or service (a local one, asked again after a timeout).
     """
 
     @property
@@ -2209,17 +2229,18 @@ def _add_chain(job, key_type, address, deadline, leaf):
 
 def _ask_address(job, address, deadline):
     """Return the Answer of one address; or OSError, ValueError, Failure."""
-    key_type = ""
+    key_type, note = "", ""
     ders = _prove(job, key_type, address, deadline)
     if job.key_type in _TYPES and _TYPES[job.key_type][1] not in ders[0]:
         try:
             ders = _prove(job, job.key_type, address, deadline)
             key_type = job.key_type
-        except (OSError, ValueError, Failure):
-            pass  # it has no other, or tells it in TLS 1.3 only
+        except (OSError, ValueError, Failure) as error:
+            if "protocol" in str(error).lower():  # it has no TLS 1.2: nothing more can be asked
+                note = TLS_13_ONLY
     if sys.version_info < (3, 10):
         ders = _add_chain(job, key_type, address, deadline, ders[0])
-    return Answer(address=address[1][0], data=to_pem(ders))
+    return Answer(message=note, address=address[1][0], data=to_pem(ders))
 
 
 def _is_own(family, where):
@@ -2252,7 +2273,7 @@ def _resolve(job, deadline):
     except OSError as error:
         raise Failure("unreachable", f"does not resolve ({words_of(error).lower()})", hint)
     addresses = [(family, where) for family, _, _, _, where in found]
-    if job.look == "elsewhere":
+    if job.role == "default":
         addresses = [address for address in addresses if not _is_own(*address)]
         if not addresses:
             hint = "Name the server that has the certificate with --from HOST[:PORT]"
@@ -2278,17 +2299,18 @@ def _exchange(job):
 def _answer_job(timed_out, texts):
     """Return the Answer to a job, in the network process; or Failure.
 
-    `timed_out` are its failures by endpoint: none is waited for in vain twice.
+    `timed_out` has the longest wait in vain by endpoint, (seconds, Failure): none is repeated.
     """
     job = Job(*texts)
     job = job._replace(port=int(job.port), timeout=float(job.timeout))
-    if job.look != "again" and job.text in timed_out:  # a service that restarts may come late
-        raise timed_out[job.text]
+    waited, failure = timed_out.get(job.text, (0, None))
+    if job.role != "service" and job.timeout <= waited:  # a service that restarts may come late
+        raise failure
     try:
         return _exchange(job)
     except Failure as failure:
         if failure.reason == "timeout":
-            timed_out[job.text] = failure
+            timed_out[job.text] = (job.timeout, failure)
         raise
 
 
@@ -2534,7 +2556,7 @@ def _vault_secret(given, place, target):
     version = "2"
     try:
         info = _request(given, f"{url}sys/internal/ui/mounts/{target}", headers)
-        mount = str(_dig(info, "data", "path"))
+        mount = str(_dig(info, "data", "path") or mount)
         version = _dig(info, "data", "options", "version")
     except Failure:
         pass  # a policy may forbid it: then the secret's own answer tells
@@ -2588,6 +2610,8 @@ def _answer_store(function, texts):
 
     `texts` are the place, the path of the secret, and NAME=VALUE of all that function() is given.
     """
+    import http.client
+
     place, target, *pairs = texts
     given = dict(pair.split("=", 1) for pair in pairs)
     seconds = float(given["seconds"])
@@ -2599,7 +2623,7 @@ def _answer_store(function, texts):
             raise Failure("timeout", f"gave no answer in {seconds:g} s", "Is it overloaded?")
         hint = "Is it running? VAULT_CACERT names the root of a Vault"
         raise Failure("unreachable", f"gives no answer ({words.lower()})", hint)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, http.client.HTTPException):
         raise Failure("malformed", "answers with what cannot be read", "Is it the right one?")
     return Answer(data=data)
 
@@ -2624,15 +2648,16 @@ def _settings_of(kind, environment):
         is_root = name == _STORE_ROOTS[kind]
         if name not in environment or not (is_root or name.startswith(kind.upper())):
             continue
+        short = "roots" if is_root else re.sub("_FILE$", "", name)
+        if short in settings:
+            continue  # what is in the environment itself comes before its file
         value = environment[name].strip()
         if value and (is_root or name.endswith("_FILE")):
             value = _read_setting(name, value)
         if not value:
             hint = "Set it in certferry/environment, or remove it"
             raise Failure("unreachable", f"needs {name}, which is set and empty", hint)
-        # what is in the environment itself comes before its file
-        short = "roots" if is_root else re.sub("_FILE$", "", name)
-        settings.setdefault(short, value)
+        settings[short] = value
     return settings
 
 
@@ -3023,6 +3048,8 @@ def _read_plain(path, limit):
 
 def read_text(path):
     """Return the text of a record that nobody else can write."""
+    if os.path.islink(path):
+        raise Failure(None, f"{path} is a link", "Put the file itself there")
     data, info = _read_plain(path, MAX_RECORD)
     _refuse_foreign(path, info)
     return os.fsdecode(data)  # as arguments are
@@ -3139,12 +3166,13 @@ def _remove(path):
 
 def _replace(path, hidden, make):
     """Let what make() makes under a temporary name take the place of `path` in one rename."""
+    # no folder is ever removed here: --metrics may be in a folder of another user
     try:
-        quietly(_remove, hidden)  # what a run that died left
+        quietly(os.unlink, hidden)  # what a run that died left
         make()
         os.rename(hidden, path)
     finally:
-        quietly(_remove, hidden)
+        quietly(os.unlink, hidden)
 
 
 def write_file(path, data, mode=0o600):
@@ -3170,21 +3198,10 @@ def make_folder(path, mode=None):
     check_folder(path)
 
 
-def find_litter(folder):
-    """Return the paths of what an interrupted run left in a folder."""
-    return [f"{folder}/{name}" for name in list_folder(folder) if name.endswith(LITTER)]
-
-
-def remove_litter(place, shared_litter):
-    """Remove what an interrupted run left of a lineage; return the paths.
-
-    `shared_litter` are paths in the archive and the records, of any lineage.
-    """
-    beginnings = (f".{place.name}@", f".{place.name}.")
-    found = find_litter(place.live)
-    for path in shared_litter:
-        if os.path.basename(path).startswith(beginnings):
-            found.append(path)
+def remove_litter(folder):
+    """Remove what an interrupted run left in a folder; return the paths. The lock is held."""
+    names = list_folder(folder)
+    found = [f"{folder}/{name}" for name in names if name.endswith(LITTER)]
     for path in found:
         _remove(path)
     return found
@@ -3247,7 +3264,7 @@ def lock(config, in_hook, dry_run):
     raise Failure(
         None,
         f"another run has held {path} for over {LOCK_SECONDS} s",
-        f"Wait for it, or see what it does: fuser -v {path}",
+        f"Wait for it, or see what it does: fuser -v {shell_quote(path)}",
     )
 
 
@@ -3260,6 +3277,10 @@ def public_key_of(path):
         data, _ = _read_all(open_safely(path), path, MAX_KEY)
     except Failure as failure:
         raise UnusableKey(str(failure), failure.hint)
+    except OSError as error:
+        if error.errno != errno.EPERM:  # which open_safely() says of another user's folder or link
+            raise
+        raise UnusableKey(f"{path}: {words_of(error)}", "Put the file itself there")
     try:
         return public_half(data, trusted=True)
     except ValueError as error:
@@ -3300,7 +3321,11 @@ def stage_key(place, pem, public_key):
     for folder in (place.config, place.config + "/live", place.live):
         make_folder(folder)
     path = staged_path(place, public_key)
-    if not os.path.lexists(path):
+    try:
+        is_there = key_pem(path) == pem
+    except (OSError, Failure):
+        is_there = False
+    if not is_there:
         write_file(path, pem)
     return path
 
@@ -3310,7 +3335,7 @@ def remove_staged(in_service):
     if not in_service.is_whole:
         return in_service
     waiting = []
-    for path in in_service.staged:
+    for path in filter(os.path.exists, in_service.staged):
         try:
             is_in_service = fits(public_key_of(path), in_service.leaf)
         except UnusableKey:  # told where keys are compared
@@ -3405,7 +3430,7 @@ def read_pending(place, number):
         data, _ = _read_plain(place.version(number) + "/pending", MAX_RECORD)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return tuple(os.fsdecode(data).splitlines())
+    return tuple(hook for hook in os.fsdecode(data).split("\n") if hook)
 
 
 def _pending_bytes(hooks):
@@ -3465,13 +3490,15 @@ def _shown_paths(place, number):
 
 def _read_shown(place, path):
     """Return the bytes behind a live name, None where there is no file; or Failure, OSError."""
+    is_version = path.startswith(place.archive + "/")
     try:
-        if path.startswith(place.archive + "/"):
-            check_folder(os.path.dirname(path))
+        if is_version:
             return _read_plain(path, MAX_OFFER)[0]
         return _read_all(open_safely(path), path, MAX_OFFER)[0]
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except Failure:
+        return b"no regular file"  # it is damaged, like one with other bytes
 
 
 def _parse_shown(data):
@@ -3499,6 +3526,8 @@ def _certificate_flaw(place, paths, files, leaf, chain):
             found = read_pem(data)[0]
         except ValueError:
             return f"has a damaged {name}"
+        if name == "cert.pem":
+            found = found[:1]
         if not set(ders).issubset(found):
             return f"has another certificate in {name}"
     return ""
@@ -3546,6 +3575,8 @@ def look(place, fitting=""):
         if os.path.lexists(folder):
             check_folder(folder)
     number = pointed_number(place)
+    if number is not None and os.path.lexists(place.version(number)):
+        check_folder(place.version(number))
     paths = _shown_paths(place, number)
     linked = number is not None and all(_is_link(place, name) for name in MEMBERS)
     leaf, chain, flaw = _shown_certificates(place, paths)
@@ -3568,9 +3599,8 @@ def usable_keys(place, in_service, versions):
     """Return ({public key: path}, [Failure]): the keys that an offer may be for, and those that
     cannot be used. In service, staged, and of `versions`."""
     keys, unusable = {}, []
-    paths = [path for path in in_service.staged if os.path.lexists(path)]  # not in a dry run
-    if in_service.key_path:
-        paths.insert(0, in_service.key_path)
+    paths = [path for path in (in_service.key_path, *in_service.staged) if path]
+    paths = filter(os.path.exists, paths)  # a dry run stages nothing, and links may lead nowhere
     for path in paths:
         try:
             public = public_key_of(path)
@@ -3635,6 +3665,13 @@ def _make_version(place, in_service, leaf, chain, key, owed):
     return number
 
 
+def _free_name(path):
+    """Return a path, or one like it where there is something already."""
+    while os.path.lexists(path):
+        path += "~"
+    return path
+
+
 def _clear_pointer(place):
     """Move a .current that is a folder away, where no live name leads through it; or Failure."""
     if os.path.islink(place.pointer) or not os.path.isdir(place.pointer):
@@ -3647,10 +3684,7 @@ def _clear_pointer(place):
             f"Try: cd {live} && for name in cert chain fullchain privkey; do cp -p "
             ".current/$name.pem .$name.new && mv .$name.new $name.pem; done",
         )
-    aside = place.pointer + ".folder"
-    while os.path.lexists(aside):
-        aside += "~"
-    os.rename(place.pointer, aside)
+    os.rename(place.pointer, _free_name(place.pointer + ".folder"))
 
 
 def _point_to(place, number):
@@ -3687,7 +3721,7 @@ def _put_aside(place, in_service):
         public = public_key_of(path)
     except UnusableKey:
         if path == place.member("privkey.pem"):
-            os.rename(path, path + ".damaged")
+            os.rename(path, _free_name(path + ".damaged"))
         return
     known = [version for version in load_versions(place) if fits(public, version.leaf)]
     if not any(version_key(place, version) for version in known):
@@ -3806,14 +3840,19 @@ def install(place, in_service, leaf, chain, key, owed, now):
 def roll_back(place, in_service, target, owed):
     """Make a version (Version) current again, which owes these hooks, and mark the one it leaves.
 
-    `in_service` is settled. Killed before the rename, the mark stands in the version in service,
-    where it means nothing: the next run removes it.
+    `in_service` is settled, or not whole. Killed before the rename, the mark stands in the version
+    in service, where it means nothing: the next run removes it.
     """
     folder = place.version(target.number)
-    _dress(folder + "/privkey.pem", in_service.key_path)
+    _clear_pointer(place)
+    like = _model_of(in_service)
+    if like:
+        _dress(folder + "/privkey.pem", like)
     write_pending(place, target.number, owed)
-    _mark(place, in_service.number, "rolled-back", b"")
+    if os.path.isdir(place.version(in_service.number)):
+        _mark(place, in_service.number, "rolled-back", b"")
     _point_to(place, target.number)
+    _link_names(place)
     for name in MEMBERS:
         os.utime(place.member(name), follow_symlinks=False)
     return look(place, key_record(folder + "/privkey.pem", target.leaf))
@@ -3992,6 +4031,9 @@ def run_hook(hook, config, environment, variables, pass_on):
         os.killpg(process.pid, SIGKILL)
         process.wait()
         wrong = f"did not end in {HOOK_SECONDS} s"
+    except KeyboardInterrupt:
+        os.killpg(process.pid, SIGKILL)  # the next run would start it beside this one
+        raise
     process.stdout.close()
     return wrong, time.monotonic() - started
 
@@ -4039,16 +4081,19 @@ def past(seconds, now):
     return seconds
 
 
+def is_good(result):
+    """Say whether a run that ended so has heard its source to good effect, if it asked one."""
+    return result in ("installed", "unchanged", "pending")
+
+
 def last_good(lineage, now):
     """Return when a source was last heard to good effect, or None."""
     state = lineage.state
-    ended = (state.result, state.reason)
-    if state.result in ("installed", "unchanged", "pending") or ended == (
-        "deferred",
-        "rolled-back",
-    ):
+    if state.good is not None:
+        return past(state.good, now)
+    if is_good(state.result) or state.reason == "rolled-back":
         return past(lineage.last_run, now)
-    return past(state.good, now)
+    return None
 
 
 def _time_left(seconds):
@@ -4067,11 +4112,11 @@ def _last_run_trouble(state):
     return ""
 
 
-def _day_of(seconds, length):
-    """Return the first characters of a time as text: 10 for the day, 16 for the minute."""
+def _since(seconds, length):
+    """Return since when, in words: 10 characters of a time are the day, 16 the minute."""
     if seconds is None:
-        return "it is here"
-    return iso_time(seconds).replace("T", " ")[:length]
+        return "so far"
+    return "since " + iso_time(seconds).replace("T", " ")[:length]
 
 
 def _silence(lineage, leaf, now):
@@ -4084,10 +4129,12 @@ def _silence(lineage, leaf, now):
     if options.when == "due":  # nobody is asked before
         start = min(due_time(leaf), now)
     if now - max(run or 0, start) >= SILENT_HOURS * 3600:
-        since = _day_of(run, 16)
-        return f"no run since {since}: is the timer on? systemctl enable --now certferry.timer"
+        words = f"no run {_since(run, 16)}: is the timer on?"
+        if lineage.place.config == CONFIG_DIR:
+            words += " systemctl enable --now certferry.timer"
+        return words
     if now - max(good or 0, start) >= leaf.lifetime / 10:
-        return f"no source confirmed it since {_day_of(good, 10)}"
+        return f"no source confirmed it {_since(good, 10)}"
     return ""
 
 
@@ -4387,18 +4434,13 @@ def format_metrics(outcomes, now, seconds):
     return text.encode()
 
 
-def _sources(lineage):
-    """Return the Sources that a lineage is fetched from."""
-    return lineage.options.sources or (parse_source(lineage.name),)
-
-
 def _culprit(outcome):
     """Return what the last run had trouble with: a hook, a service or a source."""
     lineage = outcome.lineage
     state = lineage.state
     if state.reason == "hook" and _is_pending(outcome):
         return ", ".join(outcome.in_service.owed) + " "
-    asked = _sources(lineage)
+    asked = sources_of(lineage)
     if state.reason == "not-served":
         asked = lineage.options.served_at
     for source in asked:
@@ -4434,7 +4476,7 @@ def _pending(outcome):
     """Return what a lineage waits for, and what else there is to know of it."""
     texts = [_explain(outcome)]
     if _is_pending(outcome) and outcome.lineage.state.result != "pending":
-        texts.append(f"to run: {', '.join(outcome.in_service.owed) or 'all hooks'}")
+        texts.append(f"to run: {', '.join(outcome.in_service.owed) or 'a look at its services'}")
     texts += outcome.lines
     return "; ".join(text for text in texts if text)
 
@@ -4445,13 +4487,13 @@ def _row(outcome, now):
     leaf = _leaf_of(outcome)
     left = "-"
     if leaf:
-        share = max(0, 100 * (leaf.not_after - now) // leaf.lifetime)
+        share = min(100, max(0, 100 * (leaf.not_after - now) // leaf.lifetime))
         left = f"{days_left(leaf, now)} of {leaf.lifetime // DAY} ({share}%)"
     return (
         lineage.name,
         outcome.health,
         left,
-        " ".join(source.text for source in _sources(lineage)),
+        " ".join(source.text for source in sources_of(lineage)),
         _minute(past(lineage.last_run, now)),
         _minute(last_good(lineage, now)),
         _pending(outcome),
@@ -4564,18 +4606,18 @@ class Run(
     collections.namedtuple(
         "Run",
         "config environment now command names changes dry_run force key_source network report "
-        "flags stores key litter",
+        "flags stores key",
     )
 ):
     """What holds for every lineage of a run.
 
     `command` is NAME (certferry NAME), renew or rollback; `now` the clock, read once; `changes` are
     the remembered options that this command gave, `flags` the other words that an advice repeats;
-    `key` is the Secret of --key, `litter` what an interrupted run left in the shared folders.
+    `key` is the Secret of --key.
     """
 
 
-Run.__new__.__defaults__ = ((), None, None, ())  # what ferry_all() finds out
+Run.__new__.__defaults__ = ((), None, None)  # the last two are what prepare() finds out
 
 # A lineage that was looked at; `exchange` is the number of its first one, or None.
 Begun = collections.namedtuple("Begun", "lineage in_service exchange")
@@ -4627,15 +4669,13 @@ def is_certbots(place):
     return any(not os.readlink(link).startswith(".current/") for link in links)
 
 
-def discover(config, report):
+def discover(config):
     """Return [Place] of the lineages in the config dir; what else is there is left alone."""
     places = set()
     for file in list_folder(config + "/certferry"):
         name = re.sub(r"\.conf\Z", "", file)
         if is_lineage_name(name) and name != file:
             places.add(Place(config, name))
-        elif name != file:
-            report.warning("", f"certferry/{plain(file)} is left out: its name is no host name")
     for name in list_folder(config + "/live"):
         place = Place(config, name)
         if is_lineage_name(name) and pointed_number(place) is not None:
@@ -4651,7 +4691,7 @@ def load_state(lineage):
         return lineage._replace(state=parse_state(read_text(place.state), place.state))
     except FileNotFoundError:
         return lineage
-    except Failure as failure:
+    except (Failure, OSError) as failure:
         notice = f"{failure}. What it held is found out again"
         return lineage._replace(last_run=None, notices=(notice,))
 
@@ -4674,11 +4714,11 @@ def load_lineage(place, changes):
         return lineage._replace(failure=failure_of(error))
 
 
-def load_all(config, names, changes, report):
+def load_all(config, names, changes):
     """Return the Lineages with these names, without a name all that there are."""
     places = [Place(config, name) for name in sorted(set(names))]
     if not places:
-        places = discover(config, report)
+        places = discover(config)
     return [load_lineage(place, changes) for place in places]
 
 
@@ -4694,17 +4734,13 @@ def force_command(run, lineage):
     """Return the command that takes an offer which is older, lost names or was rolled back from."""
     if run.command == "NAME":
         return again(run, lineage, "--force")
-    return f"certferry renew {command_text(lineage.name, {}, ('--force', *run.flags))[10:]}"
-
-
-def sources_of(lineage):
-    """Return the Sources to ask, in order."""
-    return lineage.options.sources or (parse_source(lineage.name),)
+    return command_text(lineage.name, {}, ("--force", *run.flags), ("certferry", "renew"))
 
 
 def bring_key(run, lineage):
     """Return the command that brings the upstream's private key."""
-    hosts = [source.host for source in sources_of(lineage) if source.host]
+    sources = sources_of(lineage)
+    hosts = [source.host for source in sources if source.kind not in KEY_HOLDING]
     if not hosts:
         return again(run, lineage, "--key", "PEM")
     path = f"{CONFIG_DIR}/live/{lineage.name}/privkey.pem"
@@ -4712,7 +4748,7 @@ def bring_key(run, lineage):
     return f"ssh root@{host} cat {path} | {again(run, lineage, '--key', '-')}"
 
 
-def no_key(run, lineage, unusable):
+def no_key_failure(run, lineage, unusable):
     """Return the Failure of a lineage without a private key; `unusable` are those that are none."""
     path = lineage.place.member("privkey.pem")
     message = f"there is no private key in {path}"
@@ -4721,9 +4757,9 @@ def no_key(run, lineage, unusable):
     return Failure("no-key", message, f"Try: {bring_key(run, lineage)}")
 
 
-def no_lineage(place, report):
+def no_lineage_failure(place):
     """Return the Failure of a command for a lineage that is not there."""
-    names = [other.name for other in discover(place.config, report)]
+    names = [other.name for other in discover(place.config)]
     message = "there is no such lineage here"
     if not names:
         command = command_text(place.name, {"from": ["HOST"]}, config_flags(place.config))
@@ -4731,16 +4767,17 @@ def no_lineage(place, report):
     return Failure(None, f"{message} (there are {', '.join(names)})")
 
 
-def certbots(run, lineage):
+def certbot_failure(run, lineage):
     """Return the Failure of a lineage that certbot renews."""
     command = again(run, lineage)
     if run.command != "NAME":
-        command = command_text(lineage.name, {"from": ["HOST"]}, run.flags)
+        unknown = {} if lineage.options.sources else {"from": ["HOST"]}
+        command = command_text(lineage.name, unknown, run.flags)
     return Failure(
         "certbot",
         "certbot renews it here",
-        f"To hand it over: mv {lineage.place.renewal} ~/ (not 'certbot delete', which removes the "
-        f"files that your servers read), then {command}",
+        f"To hand it over: mv {shell_quote(lineage.place.renewal)} ~/ (not 'certbot delete', which "
+        f"removes the files that your servers read), then {command}",
     )
 
 
@@ -4765,10 +4802,10 @@ def stage_given_key(run, lineage, in_service):
     return in_service._replace(staged=tuple(sorted({*in_service.staged, path})))
 
 
-def predicted(lineage, in_service, leaf, chain, owed):
+def predicted(lineage, in_service, leaf, chain, key, owed):
     """Return the InService that an installation would lead to, for a dry run."""
-    number = next_number(lineage.place)
-    key_path = lineage.place.version(number) + "/privkey.pem"
+    number = max(next_number(lineage.place), (in_service.number or 0) + 1)
+    key_path = in_service.key_path if isinstance(key, Secret) else key
     return InService(number, leaf, chain, key_path, in_service.staged, owed, True, "")
 
 
@@ -4783,7 +4820,7 @@ def make_whole(run, lineage, in_service):
         return in_service
     owed = deploy_hooks(run.config, lineage.options)
     if run.dry_run:
-        return predicted(lineage, in_service, leaf, in_service.chain, owed)
+        return predicted(lineage, in_service, leaf, in_service.chain, fitting[0], owed)
     run.report.warning(place.name, f"{in_service.flaw}: made whole with the key of {fitting[0]}")
     return install(place, in_service, leaf, in_service.chain, fitting[0], owed, run.now)
 
@@ -4798,17 +4835,23 @@ def tell_what_waits(run, lineage, in_service):
             place.name,
             f"renewal/{place.name}.conf lies beside certferry's lineage, and 'certbot renew' fails "
             "over it",
-            f"Try: mv {place.renewal} ~/",
+            f"Try: mv {shell_quote(place.renewal)} ~/",
         )
-    if in_service.key_path and os.stat(in_service.key_path).st_mode & 0o004:
-        key = place.member("privkey.pem")
-        warn(place.name, f"{key} can be read by everybody", f"Try: chmod o-r {key}")
+    keys = [in_service.key_path or "", *in_service.staged]
+    for path in filter(os.path.exists, keys):
+        info = os.stat(path)
+        if info.st_mode & 0o004:
+            hint = f"Try: chmod o-r {shell_quote(path)}"
+            warn(place.name, f"{path} can be read by everybody", hint)
+        if path in in_service.staged and info.st_uid not in (0, os.geteuid()):
+            hint = f"If it is right: chown root {shell_quote(path)}"
+            warn(place.name, f"{path} is another user's key, and is not used", hint)
     for path in in_service.staged:
         if run.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
             warn(
                 place.name,
                 f"{path} waits for over {STAGED_KEY_DAYS} days",
-                f"If it was forgotten: rm {path}",
+                f"If it was forgotten: rm {shell_quote(path)}",
             )
 
 
@@ -4817,7 +4860,7 @@ def tidy(run, lineage, in_service):
     place = lineage.place
     tell_what_waits(run, lineage, in_service)
     if not run.dry_run:
-        removed = remove_litter(place, run.litter)
+        removed = remove_litter(place.live)
         if removed:
             run.report.warning(place.name, f"removed what was left half made: {' '.join(removed)}")
         if in_service.number is not None:
@@ -4862,10 +4905,10 @@ def submit(run, lineage, source, our_key, is_local=False):
         timeout=lineage.options.timeout,
         server_name=lineage.options.sni or name_of(lineage),
         key_type=key_type(our_key),
-        look="" if lineage.options.sources else "elsewhere",
+        role="upstream" if lineage.options.sources else "default",
     )
     if is_local:  # asked for the lineage's own name, and again and again
-        job = job._replace(server_name=name_of(lineage), look="again")
+        job = job._replace(server_name=name_of(lineage), role="service")
     return run.network.submit(job)
 
 
@@ -4920,12 +4963,12 @@ def is_here(run, lineage, in_service, leaf, chain):
 
 
 def find_trust(options, leaf, others, now):
-    """Return (None, the first chain that leads to a trusted root), or what is wrong with the first.
+    """Return (None, the first chain that leads to a trusted root).
 
-    That is ((words, hint), ()).
+    Or ((words, hint), ()): what is wrong with the longest chain.
     """
     roots = read_roots(options.ca_file)
-    refused = None
+    refused = {}
     for chain in candidate_chains(leaf, others, now):
         words = chain_flaw(leaf, chain, public_trust=roots is None)
         flaw = (words, "See to it on the upstream")
@@ -4933,8 +4976,8 @@ def find_trust(options, leaf, others, now):
             flaw = verify_chain(leaf, chain, roots, now)
         if flaw is None:
             return None, chain
-        refused = refused or flaw
-    return refused, ()
+        refused.setdefault(len(chain), flaw)
+    return refused[max(refused)], ()
 
 
 def acceptable_keys(run, lineage, in_service, versions):
@@ -4949,7 +4992,7 @@ def acceptable_keys(run, lineage, in_service, versions):
     return keys, unusable
 
 
-def malformed(source, words):
+def malformed_failure(source, words):
     """Return the Failure of an offer that cannot be read."""
     return Failure("malformed", f"{source.text}: {words}", "Look at what it holds")
 
@@ -4958,24 +5001,26 @@ def gather_facts(run, lineage, in_service, offer, leaf, others):
     """Return (Facts, chain as it would be written, key for it or None) of an offer; Failure."""
     public_key = leaf_public_key(leaf.der)
     if public_key is None:
-        raise malformed(offer.source, "openssl cannot read its certificate")
+        raise malformed_failure(offer.source, "openssl cannot read its certificate")
     carried = None
     if offer.key:
         try:
             carried = public_half(offer.key.pem, trusted=False)
         except ValueError as error:
-            raise malformed(offer.source, f"its private key: {error}")
+            raise malformed_failure(offer.source, f"its private key: {error}")
     versions = load_versions(lineage.place)
     keys, unusable = acceptable_keys(run, lineage, in_service, versions)
     if not keys and carried is None:
-        raise no_key(run, lineage, unusable)
+        raise no_key_failure(run, lineage, unusable)
     for failure in unusable:
         run.report.warning(lineage.name, str(failure), failure.hint)
     trust_flaw, chain = find_trust(lineage.options, leaf, others, run.now)
     given_key = None
     if run.key:
         given = public_half(run.key.pem, trusted=True)
-        given_key = (given, staged_path(lineage.place, given))
+        path = staged_path(lineage.place, given)
+        if path in in_service.staged:
+            given_key = (given, path)
     facts = Facts(
         name=lineage.name,
         domains=lineage.options.domains,
@@ -5013,7 +5058,7 @@ def examine(run, lineage, in_service, offer):
     try:
         leaf, *others = [parse_certificate(der) for der in (offer.leaf, *offer.chain)]
     except (ValueError, IndexError) as error:
-        raise malformed(offer.source, f"a certificate that cannot be read ({error})")
+        raise malformed_failure(offer.source, f"a certificate that cannot be read ({error})")
     asked_again = "domain" in run.changes or "ca-file" in run.changes
     here = is_here(run, lineage, in_service, leaf, offer.chain)
     # the usual run ends here: no openssl process
@@ -5047,7 +5092,7 @@ def usable_sources(run, lineage, in_service):
         return sources, next(iter(keys))
     sources = [source for source in sources if source.kind in KEY_HOLDING]
     if not sources:
-        raise no_key(run, lineage, unusable)
+        raise no_key_failure(run, lineage, unusable)
     return sources, None
 
 
@@ -5088,10 +5133,12 @@ def next_state(run, lineage, result, failure, choice):
     )
     if choice:
         state = state._replace(source=choice.source.text, upstream_not_after=choice.leaf.not_after)
-    if result in ("installed", "unchanged"):
-        state = state._replace(good=None)
+    if choice and is_good(result):
+        state = state._replace(good=None)  # which is the time of this run
     if failure is None:
         return state
+    if failure.reason == "rolled-back":
+        state = state._replace(good=None)
     since, runs = run.now, 1
     if (lineage.state.result, lineage.state.reason) == (result, failure.reason):
         since, runs = lineage.state.since, lineage.state.runs + 1
@@ -5116,27 +5163,37 @@ def can_wait(run, lineage, in_service, failure):
 # 5. install, 6. remember
 
 
+def settled(run, lineage, in_service):
+    """Return the InService once the live names are links, where what they show is whole."""
+    place = lineage.place
+    if in_service.linked or not in_service.is_whole:
+        return in_service
+    if run.dry_run:
+        return in_service._replace(linked=True, number=next_number(place))
+    settle(place, in_service)
+    return look(place, lineage.state.key_file)
+
+
 def put_in_service(run, lineage, in_service, choice):
     """Install what is news; for `certferry NAME` loose files are settled; return the InService."""
     place = lineage.place
     if choice and choice.is_news:
         owed = deploy_hooks(run.config, lineage.options)
-        if run.dry_run:
-            return predicted(lineage, in_service, choice.leaf, choice.chain, owed)
         leaf, chain, key = choice.leaf, choice.chain, choice.key
+        if run.dry_run:
+            after = settled(run, lineage, in_service)
+            return predicted(lineage, after, leaf, chain, key, owed)
         return install(place, in_service, leaf, chain, key, owed, run.now)
-    is_loose = in_service.is_whole and not in_service.linked
-    if run.command != "NAME" or not is_loose:
+    if run.command != "NAME":
         return in_service
-    if run.dry_run:
-        return in_service._replace(linked=True)
-    settle(place, in_service)
-    run.report.warning(
-        place.name,
-        f"{place.live} holds links now",
-        "A container needs live and archive both mounted",
-    )
-    return look(place, lineage.state.key_file)
+    after = settled(run, lineage, in_service)
+    if after.linked and not (in_service.linked or run.dry_run):
+        run.report.warning(
+            place.name,
+            f"{place.live} holds links now",
+            "A container needs live and archive both mounted",
+        )
+    return after
 
 
 def owe(run, lineage, in_service, hooks):
@@ -5200,23 +5257,21 @@ def run_deploy_hooks(run, lineage, in_service, hooks):
     if failed is None:
         return in_service, lines, None
     hook, wrong = failed
-    return (
-        in_service,
-        lines,
-        Failure(
-            "hook",
-            f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}",
-            f"To change it: {command_text(lineage.name, {'deploy-hook': ['CMD']}, run.flags)}",
-        ),
-    )
+    own = lineage.options.deploy_hooks
+    hint = f"Correct it: {hook}"
+    if hook in own:
+        anew = {"deploy-hook": ["CMD" if each == hook else each for each in own]}
+        hint = f"To change it: {command_text(lineage.name, anew, run.flags)}"
+    words = f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}"
+    return in_service, lines, Failure("hook", words, hint)
 
 
-def look_at_service(run, lineage, in_service, source):
+def judge_service(run, lineage, in_service, source, exchange):
     """Return what is wrong with a local service, "" where it presents the leaf in service."""
     leaf = in_service.leaf
     try:
-        exchange = submit(run, lineage, source, leaf.public_key, is_local=True)
-        offer = read_offer(source, run.network.answer(exchange))
+        answer = run.network.answer(exchange)
+        offer = read_offer(source, answer)
         other = parse_certificate(offer.leaf)
     except ValueError as error:
         return f"{source.text} shows what cannot be read ({error})"
@@ -5224,7 +5279,7 @@ def look_at_service(run, lineage, in_service, source):
         return f"{failure} (asked for {name_of(lineage)})"
     if other.der == leaf.der:
         return ""
-    if key_type(other.public_key) != key_type(leaf.public_key):
+    if answer.message == TLS_13_ONLY:
         run.report.warning(
             lineage.name,
             f"{source.text} shows its {key_type(other.public_key)} certificate, and could not be "
@@ -5242,19 +5297,23 @@ def look_at_services(run, lineage, in_service, patience):
     deadline = time.monotonic() + patience
     waiting = list(lineage.options.served_at)
     while waiting:
-        looks = [(source, look_at_service(run, lineage, in_service, source)) for source in waiting]
+        key = in_service.leaf.public_key
+        asked = [(each, submit(run, lineage, each, key, is_local=True)) for each in waiting]
+        looks = [(each, judge_service(run, lineage, in_service, each, n)) for each, n in asked]
+        if run.network.broken:
+            raise Failure("unreachable", run.network.broken, "The services were not looked at")
         waiting = [source for source, wrong in looks if wrong]
         if not waiting:
             return
         if time.monotonic() >= deadline:
             words = "; ".join(wrong for _, wrong in looks if wrong)
             after = f", {patience} s after the hooks ran" if patience else ""
-            raise Failure(
-                "not-served",
-                words + after,
-                "The hooks run again at the next run. Does the daemon read "
-                f"{lineage.place.member('fullchain.pem')}?",
-            )
+            hint = "The hooks run again at the next run"
+            if in_service.number is None:  # plain files have no version that could owe them
+                hint = f"Try: {again(run, lineage, '--force')}"
+            fullchain = lineage.place.member("fullchain.pem")
+            hint += f". Does the daemon read {fullchain}?"
+            raise Failure("not-served", words + after, hint)
         time.sleep(0.5)  # reloads are asynchronous
 
 
@@ -5274,8 +5333,8 @@ def finish(run, lineage, in_service):
         waited = in_service.owed is not None
         look_at_services(run, lineage, in_service, SERVED_SECONDS if waited else 0)
     except Failure as error:
-        configured = deploy_hooks(run.config, lineage.options)
-        if not run.dry_run:
+        if error.reason == "not-served":
+            configured = deploy_hooks(run.config, lineage.options)
             in_service = owe(run, lineage, in_service, configured)
         return in_service, lines, error
     if in_service.owed is not None:
@@ -5288,19 +5347,27 @@ def finish(run, lineage, in_service):
 
 def run_folder(run, kind, variables, name):
     """Run the alert or post hooks, which are not tried again; say whether any ran."""
-    ran = False
-    for hook in hook_files(run.config, kind):
+    ran = []
+    try:
+        hooks = hook_files(run.config, kind)
+    except OSError as error:
+        failure = storage_failure(error)
+        run.report.problem(name, str(failure), failure.hint)
+        return False
+    for hook in hooks:
         wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
-        ran = ran or seconds > 0
+        if seconds > 0:
+            ran.append(hook)
         if wrong:
             tell = run.report.problem if kind == "post" else run.report.warning
             tell(name, f"the hook {hook} failed ({wrong})", "Run it by hand: it is not tried again")
-    return ran
+    return ran != []
 
 
-def alert(run, lineage, in_service, outcome):
+def alert(run, outcome):
     """Run the alert hooks where health calls for it; return the State that remembers it."""
-    state, leaf = lineage.state, in_service.leaf
+    lineage, leaf = outcome.lineage, outcome.in_service.leaf
+    state = lineage.state
     if not alert_wanted(state, outcome.health, run.now):
         return state._replace(told=outcome.health)
     variables = {
@@ -5322,15 +5389,14 @@ def alert(run, lineage, in_service, outcome):
     return state
 
 
-def record(run, lineage, in_service, outcome):
-    """Write the state file, after the alert hooks; what the disk refuses is only told."""
-    place, before = lineage.place, lineage.state
-    state = alert(run, outcome.lineage, in_service, outcome)
-    if in_service.is_whole:
-        state = state._replace(key_file=key_record(in_service.key_path, in_service.leaf))
+def record(run, lineage, state, outcome):
+    """Write a state into the file of a Lineage; what the disk refuses is only told."""
+    place, in_service = lineage.place, outcome.in_service
     try:
+        if in_service.is_whole:
+            state = state._replace(key_file=key_record(in_service.key_path, in_service.leaf))
         # where nothing is new only the time of change is set
-        if state != before or lineage.last_run is None:
+        if state != lineage.state or lineage.last_run is None:
             save_state(place, state)
         touch_state(place, run.now)
     except (Failure, OSError) as error:
@@ -5355,9 +5421,9 @@ def not_kept(run, lineage, failure):
     if run.dry_run:
         return failure
     words, command = "The options were not kept", again(run, lineage)
-    if run.key_source and failure.reason == "no-key":
+    if run.key_source and (lineage.failure or failure.reason == "no-key"):
         command = again(run, lineage, "--key", run.key_source)
-    elif run.key:
+    elif run.key and not lineage.failure:
         words = "The key was kept, the options were not"
     hint = failure.hint
     if "certferry " not in hint:
@@ -5439,7 +5505,7 @@ def conclude(run, begun, crossed, lines):
     if choice:
         outcome = outcome._replace(source=choice.source.text)
     if not (forgotten or run.dry_run) and is_lineage(lineage.place):
-        record(run, begun.lineage, in_service, outcome)
+        record(run, begun.lineage, alert(run, outcome), outcome)
     return outcome
 
 
@@ -5464,11 +5530,14 @@ def begin(run, lineage):
     """Look at a lineage, and have its first source asked where its key is remembered to fit."""
     place, in_service, exchange = lineage.place, NOTHING, None
     try:
+        refusal = None
         if is_certbots(place):  # 1
-            raise certbots(run, lineage)
-        if run.command != "NAME" and not is_lineage(place):
-            raise no_lineage(place, run.report)
+            refusal = certbot_failure(run, lineage)
+        elif run.command != "NAME" and not is_lineage(place):
+            refusal = no_lineage_failure(place)
         in_service = look(place, lineage.state.key_file)  # 2
+        if refusal:
+            raise refusal
         first = sources_of(lineage)[0]
         if asks_early(run, lineage, in_service) and first.kind not in KEY_HOLDING:
             exchange = submit(run, lineage, first, in_service.leaf.public_key)
@@ -5516,10 +5585,7 @@ def go_back(run, begun):
     try:
         if lineage.failure:
             raise lineage.failure
-        left = tidy(run, lineage, in_service)
-        if not (run.dry_run or left.linked):
-            settle(place, left)
-            left = look(place, lineage.state.key_file)
+        left = settled(run, lineage, tidy(run, lineage, in_service))
         target = rollback_target(place, left, run.now)
         if target is None:
             raise Failure(
@@ -5529,18 +5595,19 @@ def go_back(run, begun):
             )
         owed = deploy_hooks(run.config, lineage.options)
         if run.dry_run:
-            in_service = predicted(lineage, left, target.leaf, target.chain, owed)
+            key = version_key(place, target)
+            in_service = predicted(lineage, left, target.leaf, target.chain, key, owed)
             in_service = in_service._replace(number=target.number)
         else:
             in_service = roll_back(place, left, target, owed)
+        said = f"version {target.number} of {iso_time(target.leaf.not_before)[:10]} in place of "
+        said += f"version {left.number}"
+        if left.leaf:
+            said += f" of {iso_time(left.leaf.not_before)[:10]}"
+        said += ", which stays out until there is a newer one"
+        return Crossed(lineage, in_service, None, None, None, said)
     except Exception as error:
         return Crossed(lineage, look_again(run, begun), None, failure_of(error), None, "")
-    said = (
-        f"version {target.number} of {iso_time(target.leaf.not_before)[:10]} in place of version "
-        f"{left.number} of {iso_time(left.leaf.not_before)[:10]}, which stays out until there is a "
-        "newer one"
-    )
-    return Crossed(lineage, in_service, None, None, None, said)
 
 
 def finish_crossing(run, begun, crossed):
@@ -5627,22 +5694,34 @@ def inspect(now, lineage):
     return outcome._replace(source=state.source, lines=list(remarks(lineage, in_service)))
 
 
+def ferry_or_tell(run, begun):
+    """Return the Outcome of ferry(), or one that tells of what nobody foresaw: the others go on."""
+    try:
+        return ferry(run, begun)
+    except Exception as error:
+        return inspect(run.now, begun.lineage._replace(failure=failure_of(error)))
+
+
 def hold_config(run):
-    """Hold the config dir; return the Run that knows what an interrupted one left there."""
+    """Hold the config dir, and remove what an interrupted run left in its shared folders."""
     config = run.config
     if run.command == "NAME" and not run.dry_run:
         make_folder(config)
     if not os.path.lexists(config):
-        return run
+        return
     check_folder(config)
     in_hook = os.environ.get("CERTFERRY_HOOK_OF") == config
     lock(config, in_hook, run.dry_run)
-    litter = find_litter(config + "/archive") + find_litter(config + "/certferry")
-    return run._replace(litter=litter)
+    if run.dry_run:
+        return
+    removed = remove_litter(config + "/archive") + remove_litter(config + "/certferry")
+    if removed:
+        run.report.warning("", f"removed what was left half made: {' '.join(removed)}")
 
 
 def read_environment(run):
-    """Add what the environment file holds to the environment of the run."""
+    """Fill the environment of the run: our own, and what the environment file adds."""
+    run.environment.update(os.environ)
     path = run.config + "/certferry/environment"
     if os.path.lexists(path):
         check_folder(os.path.dirname(path))
@@ -5681,17 +5760,22 @@ def prepare(run):
 
     The processes of the stores are forked before that.
     """
-    run = hold_config(run)
-    lineages = load_all(run.config, run.names, run.changes, run.report)
+    waits_for_key = run.key_source is not None
+    if not waits_for_key:
+        hold_config(run)
+    lineages = load_all(run.config, run.names, run.changes)
     kinds = {source.kind for lineage in lineages for source in lineage.options.sources}
     run = run._replace(stores=Stores(kinds))
+    if waits_for_key:
+        try:
+            run = run._replace(key=read_given_key(run.key_source))
+        except Failure as failure:
+            return run, [lineage._replace(failure=failure) for lineage in lineages]
+        # only now: who types a passphrase for ssh must not hold up the timer's run
+        hold_config(run)
+        lineages = load_all(run.config, run.names, run.changes)
     read_environment(run)
-    if run.key_source is None:
-        return run, lineages
-    try:
-        return run._replace(key=read_given_key(run.key_source)), lineages
-    except Failure as failure:
-        return run, [lineage._replace(failure=failure) for lineage in lineages]
+    return run, lineages
 
 
 def run_post_hooks(run, outcomes):
@@ -5714,6 +5798,35 @@ def run_post_hooks(run, outcomes):
     run_folder(run, "post", {"RENEWED_DOMAINS": renewed, "FAILED_DOMAINS": failed}, "")
 
 
+def tell_what_is_left_out(run):
+    """Warn of files that an administrator may have meant for a lineage's or for a hook."""
+    for file in list_folder(run.config + "/certferry"):
+        if file.endswith(".conf") and not is_lineage_name(file[:-5]):
+            run.report.warning("", f"certferry/{plain(file)} is left out: that is no host name")
+    try:
+        for kind in ("deploy", "post", "alert"):
+            for path in skipped_hooks(run.config, kind):
+                run.report.detail("", f"{path} is not executable, and does not run")
+    except OSError as error:
+        run.report.warning("", str(storage_failure(error)))
+
+
+def tell_failure(run, failure):
+    """Yield an Outcome with the failure of the whole run for each lineage that it was about."""
+    try:
+        lineages = load_all(run.config, run.names, {})
+    except (Failure, OSError):
+        lineages = []
+    for lineage in lineages:
+        shown = not_kept(run, lineage, failure) if run.changes else failure
+        outcome = inspect(run.now, lineage)
+        yield outcome._replace(
+            result=shown.result, reason=shown.reason, message=str(shown), hint=shown.hint
+        )
+    if not lineages:
+        run.report.problem("", str(failure), failure.hint)
+
+
 def ferry_all(run):
     """Yield the Outcome of each lineage in order: all first exchanges are under way by then.
 
@@ -5722,20 +5835,12 @@ def ferry_all(run):
     try:
         run, lineages = prepare(run)
     except Exception as error:
-        failure = failure_of(error)
-        lineages = load_all(run.config, run.names, {}, run.report)
-        for lineage in lineages:
-            shown = not_kept(run, lineage, failure) if run.changes else failure
-            yield inspect(run.now, lineage._replace(failure=shown))
-        if not lineages:
-            run.report.problem("", str(failure), failure.hint)
+        yield from tell_failure(run, failure_of(error))
         return
     if not lineages:
         command = command_text("NAME", {"from": ["HOST"]}, run.flags)
         run.report.line(f"certferry: nothing is set up yet. Try: {command}")
-    for kind in ("deploy", "post", "alert"):
-        for path in skipped_hooks(run.config, kind):
-            run.report.detail("", f"{path} is not executable, and does not run")
+    tell_what_is_left_out(run)
     begun = []
     for lineage in lineages:
         if run.command == "renew" and lineage.options.enabled == "no":
@@ -5745,19 +5850,19 @@ def ferry_all(run):
     outcomes = []
     for position, each in enumerate(begun, 1):
         run.report.progress(position, len(begun), each.lineage.name)
-        outcome = ferry(run, each)
+        outcome = ferry_or_tell(run, each)
         outcomes.append((outcome, is_installed(each.in_service, outcome.in_service)))
         yield outcome
     run_post_hooks(run, outcomes)
     run.stores.close()
 
 
-def inspect_all(config, names, now, report):
+def inspect_all(config, names, now):
     """Return the Outcome of each lineage named, of all without a name; or Failure, OSError."""
     outcomes = []
-    for lineage in load_all(config, names, {}, report):
+    for lineage in load_all(config, names, {}):
         if not is_lineage(lineage.place):
-            lineage = lineage._replace(failure=no_lineage(lineage.place, report))
+            lineage = lineage._replace(failure=no_lineage_failure(lineage.place))
         outcomes.append(inspect(now, lineage))
     return outcomes
 
@@ -5905,11 +6010,15 @@ def _split(arguments):
     return vars(options), [word for word in words if word != "--"]
 
 
+# a line break, a key's label, or the base64 of a key's DER
+_SECRET = r"[\r\n]|PRIVATE KEY|\AM[A-Z0-9][A-Za-z0-9+/]{30,}=*\Z"
+
+
 def _check_values(name, values):
     """Raise _Usage where values of an option cannot be used, whatever it is for."""
     for value in values:
         # up to Python 3.12 argparse makes a list of `--key=--`
-        if value == [] or re.search("[\r\n]|PRIVATE KEY", value):
+        if value == [] or re.search(_SECRET, value):
             raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
     if len(values) > 1 and name not in _REPEATED:
         raise _Usage(f"--{name} takes one value")
@@ -5954,6 +6063,8 @@ def _read_name(word, command):
         raise _Usage("a NAME with other than ASCII letters is written in its ASCII form (xn--...)")
     if word.startswith("*."):
         word = word[2:]
+    if re.search(_SECRET, word):
+        raise _Usage("a NAME is a host name on one line, and no key")
     name = ""
     try:
         name = host_name(word)
@@ -6107,13 +6218,21 @@ def start_timer(run):
     return True
 
 
+def _inspect_readable(config, report):
+    """Return the Outcomes of all lineages, none where the config dir cannot be read."""
+    try:
+        return inspect_all(config, [], report.now)
+    except (Failure, OSError):
+        return []  # told already
+
+
 def _write_metrics(path, outcomes, config, report, started):
     """Write the metrics of all lineages: the series of one that is left out would end."""
     path = os.path.abspath(path)
     names = [outcome.lineage.name for outcome in outcomes]
     try:
         _check_metrics(path)
-        for outcome in inspect_all(config, [], report.now, report):
+        for outcome in _inspect_readable(config, report):
             if outcome.lineage.name not in names:
                 outcomes = [*outcomes, outcome]
         seconds = time.monotonic() - started
@@ -6138,7 +6257,7 @@ def _show_status(asked, config, report, started):
     wrong = "nothing is set up yet"
     hint = command_text("NAME", {"from": ["HOST"]}, config_flags(config))
     try:
-        outcomes = inspect_all(config, asked.names, report.now, report)
+        outcomes = inspect_all(config, asked.names, report.now)
     except (Failure, OSError) as error:
         failure = failure_of(error)
         wrong = str(failure)
@@ -6173,7 +6292,8 @@ def _ferry(run, options, started):
             outcome = outcome._replace(changed=is_news or outcome.changed)
         outcomes.append(outcome)
     run.network.close()
-    path = options.get("metrics", [run.environment.get("CERTFERRY_METRICS")])[0]
+    environment = dict(os.environ, **run.environment)
+    path = options.get("metrics", [environment.get("CERTFERRY_METRICS")])[0]
     if path and run.command == "renew" and not run.dry_run:
         _write_metrics(path, outcomes, run.config, report, started)
     if report.as_json:
@@ -6189,6 +6309,18 @@ def _flags(asked, config):
     if asked.command == "NAME":
         words += [f"--{name}" for name in _FLAGS if name in asked.options]
     return tuple(words)
+
+
+def _asks_status(arguments):
+    """Say whether a command line, right or wrong, asks for `status`, which has its own exit status.
+
+    As far as options can be told from words, that is its first word.
+    """
+    try:
+        words = [word for word in _split(arguments)[1] if not word.startswith("-")]
+        return words[:1] == ["status"]
+    except _Usage:
+        return arguments[:1] == ["status"]
 
 
 def _parse_or_tell(arguments):
@@ -6207,7 +6339,7 @@ def main(arguments):
     started = time.monotonic()
     asked = _parse_or_tell(arguments)
     if asked is None:
-        return 3 if "status" in arguments else 2
+        return 3 if _asks_status(arguments) else 2
     options = asked.options
     if "version" in options:
         Reporter().show([f"certferry {__version__}"])
@@ -6227,9 +6359,10 @@ def main(arguments):
     report = Reporter(options, now)
     if asked.command == "status":
         return _show_status(asked, config, report, started)
+    network = Network()  # forked before any key is read, and before credentials are copied
     run = Run(
         config=config,
-        environment=dict(os.environ),
+        environment={},
         now=now,
         command=asked.command,
         names=asked.names,
@@ -6238,7 +6371,7 @@ def main(arguments):
         dry_run=report.dry_run,
         force="force" in options,
         key_source=options.get("key", [None])[0],
-        network=Network(),  # forked before any key or credential is read
+        network=network,
         report=report,
     )
     return _ferry(run, options, started)
@@ -6255,7 +6388,7 @@ def run():
     except Exception as error:
         failure = failure_of(error)
         Reporter().problem("", failure, failure.hint)
-        status = 3 if "status" in sys.argv else 1
+        status = 3 if _asks_status(sys.argv[1:]) else 1
     os._exit(status)  # every line was flushed; taking the interpreter down takes 7 ms
 
 

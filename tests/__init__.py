@@ -17,7 +17,7 @@ import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 WORKERS = int(os.environ.get("CERTFERRY_JOBS") or os.cpu_count() or 1)
-TEST_SECONDS = 0.3  # what a test of these takes on average, as measured; for the estimate alone
+TEST_SECONDS = 0.4  # what a test of these takes on average, as measured; for the estimate alone
 FAILURES = ("addError", "addFailure", "addUnexpectedSuccess")
 WITH_EXCEPTION = ("addError", "addFailure", "addExpectedFailure")
 

@@ -71,8 +71,9 @@ class Simulation(unittest.TestCase):
         shipped, _, cron = fleet.timers()
         for timer, is_made_up in ((shipped, True), (cron, False)):
             slot, delay = next(fleet.runs(timer, 0)), 10 * fleet.HOUR
-            first = next(moment for moment in fleet.runs(timer, delay, boot=slot + 1)
-                         if moment > slot)
+            first = next(
+                moment for moment in fleet.runs(timer, delay, boot=slot + 1) if moment > slot
+            )
             expected = slot + 1 + delay if is_made_up else slot + timer.period + delay
             self.assertEqual(expected, first, timer.label)
 
@@ -90,8 +91,9 @@ class Relays(unittest.TestCase):
         """Set up a downstream of that upstream, and a server that shows its live/ folder."""
         downstream = world.Downstream().started(self)
         downstream.key("example.com", self.first)
-        result = downstream.run("example.com", "--from", upstream.source,
-                                "--ca-file", self.authority.root, "--no-timer")
+        result = downstream.run(
+            "example.com", "--from", upstream.source, "--ca-file", self.authority.root, "--no-timer"
+        )
         self.assertEqual(0, result.status, result)
         server = world.Upstream(self.live(downstream)).started(self) if serves else None
         return downstream, server
@@ -99,8 +101,12 @@ class Relays(unittest.TestCase):
     @staticmethod
     def live(downstream):
         """The Credential that a daemon pointed at live/ loads."""
-        return world.Credential(*(downstream.live("example.com", file + ".pem")
-                                  for file in ("privkey", "cert", "chain", "fullchain")))
+        return world.Credential(
+            *(
+                downstream.live("example.com", file + ".pem")
+                for file in ("privkey", "cert", "chain", "fullchain")
+            )
+        )
 
     def run_once(self, level):
         """Run each downstream of a level once, two side by side, and reload what they serve."""
@@ -119,26 +125,18 @@ class Relays(unittest.TestCase):
             for downstream, _ in level:
                 downstream.assert_fits(self, "example.com", credential)
 
-    def rotate(self, levels):
-        """The root rotates: one run per level, and the last leaf has what the root has."""
+    def test_tree(self):
+        """One, two and four; with CERTFERRY_FULL one, five and twenty-five."""
+        branches = range(5 if world.FULL else 2)
+        top = self.relay(self.root)
+        middle = [self.relay(top[1]) for _ in branches]
+        leaves = [self.relay(server, serves=False) for _, server in middle for _ in branches]
+        levels = [[top], middle, leaves]
         self.assert_all(levels, self.first)
         self.root.switch(self.second)
         for level in levels:
             self.run_once(level)
         self.assert_all(levels, self.second)
-
-    def test_chain_of_three(self):
-        levels, upstream = [], self.root
-        for _ in range(3):
-            levels.append([self.relay(upstream)])
-            upstream = levels[-1][0][1]
-        self.rotate(levels)
-
-    def test_tree_of_one_five_and_twenty_five(self):
-        top = self.relay(self.root)
-        middle = [self.relay(top[1]) for _ in range(5)]
-        leaves = [self.relay(server, serves=False) for _, server in middle for _ in range(5)]
-        self.rotate([[top], middle, leaves])
 
 
 if __name__ == "__main__":
