@@ -441,7 +441,7 @@ class Bounds(SourceCase):
             found = self.renew()
             took = time.monotonic() - started
             self.assertEqual(2, server.connections)
-        for name, outcome in found.items():
+        for outcome in found.values():
             self.assert_result("timeout", outcome, re.escape(server.source))
         self.assertEqual(13, len(found))
         self.assertLess(took, 13 * 0.5)

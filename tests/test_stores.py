@@ -645,7 +645,7 @@ class Vaults(VaultCase):
         self.assertEqual([], static.requests)
 
     def test_a_private_authority_of_old(self):
-        """Python 3.13 refuses, if it may, a root as authorities made them for years: it is taken."""
+        """A root as authorities made them for years is taken: Python 3.13 would refuse it."""
         plain = "basicConstraints = CA:TRUE\nkeyUsage = critical,keyCertSign\n"
         root = AUTHORITY.issue([], subject="/CN=Old", issuer="self", ca=True, extensions=plain)
         leaf = "subjectAltName = {names}\n"
