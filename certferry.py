@@ -408,6 +408,7 @@ DEFAULT_PORTS = {
     "vault": 8200,
     "azure": 443,
 }
+KEY_HOLDING = ("file", "exec", "vault", "azure")  # the kinds of source that may bring a key too
 # What follows the host of a store; no part of a path climbs with `..`.
 _STORE_PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,127}\Z"}
 
@@ -521,7 +522,7 @@ def parse_source(text):
 def parse_served(text):
     """Return the Source of a local service, which is asked by TLS; or ValueError."""
     source = parse_source(text)
-    if source.kind in ("file", "exec", "vault", "azure"):
+    if source.kind in KEY_HOLDING:
         raise ValueError(f"{plain(text, 40)}: write [PROTOCOL://]HOST:PORT")
     return source
 
@@ -1709,7 +1710,8 @@ def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False
             command, environment, OPENSSL_SECONDS, 2 * MAX_OFFER, data=data, **options
         )
     except TimeoutError:
-        raise Failure(None, f"openssl {arguments[0]} did not end in {OPENSSL_SECONDS} s")
+        words = f"openssl {arguments[0]} did not end in {OPENSSL_SECONDS} s"
+        raise Failure(None, words, "Is this host overloaded? Run it again")
     except subprocess.SubprocessError:
         hint = "Give root CAP_SETUID and CAP_SETGID here"
         raise Failure(None, "openssl cannot be run as nobody", hint)
@@ -1861,8 +1863,6 @@ def verify_chain(leaf, chain, roots, now):
 # --------------------------------------------------------------------------------------------------
 # Sources
 # --------------------------------------------------------------------------------------------------
-
-KEY_HOLDING = ("file", "exec", "vault", "azure")  # the kinds of source that may bring a key too
 
 TLS_13_ONLY = "TLS 1.3 only"  # said of a server that could not be asked for our type of key
 
@@ -4182,6 +4182,9 @@ _FIELDS = (
     "name result reason detail changed source not_before not_after serial fingerprint_sha256 "
     "public_key_sha256 staged_keys domains version health"
 ).split()
+# of `status`, in the order of _row(); on a narrow terminal what is wrong matters more than some
+_COLUMNS = ("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")
+_LESSER_COLUMNS = ("SOURCE", "LAST CHECKED", "LAST SUCCESS")
 _LONG_RUN = 10  # lineages: from here on a terminal shows how far it is
 
 
@@ -4502,13 +4505,13 @@ def _row(outcome, now):
 
 def _table(outcomes, now, columns):
     """Return the lines of the table; on a narrow terminal without the columns that matter less."""
-    rows = [("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")]
+    rows = [_COLUMNS]
     for outcome in outcomes:
         rows.append(tuple(plain(cell) for cell in _row(outcome, now)))
     widths = [max(len(cell) for cell in cells) for cells in zip(*rows)]
     kept = range(len(widths))
-    if sum(widths[:-1]) + 2 * len(widths) + len("PENDING") > columns:
-        kept = (0, 1, 2, 6)
+    if sum(widths[:-1]) + 2 * len(widths) + len(_COLUMNS[-1]) > columns:
+        kept = [column for column in kept if _COLUMNS[column] not in _LESSER_COLUMNS]
     lines = []
     for row in rows:
         cells = [row[column].ljust(widths[column]) for column in kept]
@@ -4967,7 +4970,10 @@ def find_trust(options, leaf, others, now):
 
     Or ((words, hint), ()): what is wrong with the longest chain.
     """
-    roots = read_roots(options.ca_file)
+    try:
+        roots = read_roots(options.ca_file)
+    except Failure as failure:
+        return (str(failure), failure.hint), ()
     refused = {}
     for chain in candidate_chains(leaf, others, now):
         words = chain_flaw(leaf, chain, public_trust=roots is None)
@@ -5710,7 +5716,8 @@ def hold_config(run):
     if not os.path.lexists(config):
         return
     check_folder(config)
-    in_hook = os.environ.get("CERTFERRY_HOOK_OF") == config
+    holder = os.environ.get("CERTFERRY_HOOK_OF")
+    in_hook = holder is not None and os.path.realpath(holder) == os.path.realpath(config)
     lock(config, in_hook, run.dry_run)
     if run.dry_run:
         return
