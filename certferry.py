@@ -5667,6 +5667,9 @@ def ferry(run, begun):
     return conclude(run, begun, crossed, lines)  # 8
 
 
+# What is there, without touching it
+
+
 def remarks(lineage, in_service):
     """Yield what `status` has to say besides health."""
     for path in in_service.staged:
@@ -5706,6 +5709,9 @@ def ferry_or_tell(run, begun):
         return ferry(run, begun)
     except Exception as error:
         return inspect(run.now, begun.lineage._replace(failure=failure_of(error)))
+
+
+# A run over many lineages
 
 
 def hold_config(run):

@@ -47,24 +47,31 @@ class Delays(unittest.TestCase):
             self.assertEqual(0, self.delay(0, identity))
 
 
+def one_a_minute(window):
+    """A crowd of which one host has each whole minute in [0, window) as its delay."""
+    crowd = array.array("L", [0]) * window
+    crowd[::60] = array.array("L", [1]) * (window // 60)
+    return crowd
+
+
 class Simulation(unittest.TestCase):
     """The rules that fleet.py computes by."""
 
     def test_a_week_has_its_runs(self):
         for timer, count in zip(fleet.timers(), (14, 168, 14)):
-            crowd = array.array("L", [1]) * timer.window
-            self.assertEqual(count * timer.window, sum(fleet.load(timer, crowd)), timer.label)
+            crowd = one_a_minute(timer.window)
+            self.assertEqual(count * sum(crowd), sum(fleet.load(timer, crowd)), timer.label)
 
     def test_everyone_has_the_new_certificate_within_a_period(self):
         for timer in fleet.timers():
-            crowd = array.array("L", [1]) * timer.window
+            crowd = one_a_minute(timer.window)
             for outage in (0, fleet.OUTAGE):
                 half, most, whole = fleet.adopted(timer, crowd, outage)
                 self.assertTrue(half <= most <= whole <= timer.period + outage, timer.label)
 
     def test_a_reboot_of_all_is_no_herd(self):
         timer = fleet.timers()[0]
-        crowd = array.array("L", [1]) * timer.window
+        crowd = one_a_minute(timer.window)
         self.assertLessEqual(max(fleet.load(timer, crowd, boot=fleet.ROTATION)), 2)
 
     def test_a_missed_run_is_made_up_for_by_the_timer_and_not_by_cron(self):
