@@ -1,7 +1,7 @@
 """The tests of certferry: `python3 -m unittest`, in the repository's root, runs all of them.
 
 unittest finds this package and asks its load_tests() for the tests. It gets a suite that runs them
-class by class in worker processes, as many as there are processors (or as CERTFERRY_JOBS says),
+class by class in worker processes, one more than there are processors (or as CERTFERRY_JOBS says),
 and that tells of each class as it ends. Modules, classes and tests that are named on the command
 line (`python3 -m unittest tests.test_ferry`) run one after another in one process, as always.
 """
@@ -16,8 +16,9 @@ import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WORKERS = int(os.environ.get("CERTFERRY_JOBS") or os.cpu_count() or 1)
-TEST_SECONDS = 0.4  # what a test of these takes on average, as measured; for the estimate alone
+# One more than processors, since tests wait now and then.
+WORKERS = int(os.environ.get("CERTFERRY_JOBS") or (os.cpu_count() or 1) + 1)
+TEST_SECONDS = 0.75  # what a test of these takes on average, as measured; for the estimate alone
 FAILURES = ("addError", "addFailure", "addUnexpectedSuccess")
 WITH_EXCEPTION = ("addError", "addFailure", "addExpectedFailure")
 

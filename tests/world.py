@@ -946,14 +946,10 @@ def _rsa_integers(der):
 
 
 class Downstream:
-    """A fresh config dir (.config) and the repository's certferry.py to run on it.
+    """A fresh config dir (.config), and the command to run on it."""
 
-    plain=True: the file itself, as users run it, where CERTFERRY_QUICK is not set.
-    """
-
-    def __init__(self, plain=False):
+    def __init__(self):
         self.config = None
-        self._command = (sys.executable, CERTFERRY) if plain and not QUICK else command()
         self._folder = None
 
     def __enter__(self):
@@ -983,7 +979,9 @@ class Downstream:
         environment.update(how.get("env") or {})
         environment = {name: value for name, value in environment.items() if value is not None}
         where = () if how.get("bare") else ("--config-dir", self.config)
-        words = (how["python"], self._command[-1]) if how.get("python") else self._command
+        words = command()
+        if how.get("python"):
+            words = (how["python"], script())
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(
             words + arguments + where,
