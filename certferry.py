@@ -5633,13 +5633,15 @@ def finish_crossing(run, begun, crossed):
 
 
 def describe_files(run, begun, crossed):
-    """Return the lines that name the files of what `certferry NAME` put into service."""
+    """Return the lines that name the files of what `certferry NAME` staged or put into service."""
     if run.command != "NAME" or crossed.in_service.leaf is None:
         return []
+    known = begun.in_service.staged
+    lines = [f"staged key   {path}" for path in crossed.in_service.staged if path not in known]
     if not is_installed(begun.in_service, crossed.in_service):
-        return []
+        return lines
     place = crossed.lineage.place
-    lines = [
+    lines += [
         f"certificate  {place.member('fullchain.pem')}",
         f"private key  {place.member('privkey.pem')}",
     ]

@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-2693f41a4a165ebeede53986bba036c24526dd20eba0e4fa684c8b07188949de  certferry.py
+824e9943171a003fbab36847829c4d0f2f06f8ee5b5deac148ef69583ace887a  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '

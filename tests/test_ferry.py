@@ -1246,6 +1246,13 @@ class Keys(Scene):
         self.downstream.assert_fits(self, NAME, FIRST)
         self.assertEqual([], self.staged())
 
+    def test_a_staged_key_is_named(self):
+        """Where the key waits is told, once."""
+        self.in_service()
+        result = self.cross("--key", OTHER.key)
+        self.assertIn(self.staged()[0], result.out)
+        self.assertNotIn("staged key", self.cross("--key", OTHER.key).out)
+
     def test_the_next_key_is_staged(self):
         """Stage, then the upstream switches: key and certificate change in one rename."""
         upstream = self.in_service()
