@@ -16,8 +16,8 @@ withhold a renewal, which is seen as `due` and then as `warning`. Revocation is 
 
 The story of one lineage, in the section Ferry:
 
-    options -> Lineage -> look -> InService -> ask -> Offer -> examine -> Facts -> judge -> Verdict
-            -> Choice -> install -> InService -> hooks -> Outcome -> record, report
+    options -> Lineage -> look -> InService -> ask -> Offer -> examine -> Facts -> judge -> Choice
+            -> install -> InService -> hooks -> Outcome -> record, report
 
     1. see that the lineage is not certbot's
     2. look: what live/NAME/ shows is what is in service
@@ -84,7 +84,6 @@ HOOK_SECONDS = 600  # a hook may restart a large database; a hanging one must no
 SERVED_SECONDS = 15  # reloads are asynchronous: workers exit when their connections do
 LOCK_SECONDS = 60  # a second run waits that long for the first
 KEPT_VERSIONS = 5  # the newest ones, besides the current one and the one that a rollback goes to
-STAGED_KEY_DAYS = 30  # a key that waits longer was probably forgotten
 SILENT_HOURS = 48  # the timer runs twice a day: four runs missed are no accident
 SIGKILL = 9  # everywhere; the module signal takes half a millisecond
 DAY = 86400  # seconds
@@ -279,10 +278,6 @@ Facts.__new__.__defaults__ = (None, "", None, None, (), None, None, "", "", None
 
 class Version(collections.namedtuple("Version", "number leaf chain rolled_back")):
     """A version in the archive that can be read; `rolled_back` says that it bears that mark."""
-
-
-class Verdict(collections.namedtuple("Verdict", "reason message hint")):
-    """Why an offer is refused: a word of the README's table, what is wrong, what to do."""
 
 
 class Outcome(
@@ -2779,25 +2774,10 @@ def _is_replacement(facts):
     return facts.current is not None and facts.leaf.der != facts.current.der
 
 
-def _refuse_rolled_back(facts, now):
-    """A leaf that was rolled back from stays out until there is a newer one."""
-    marked = [each.leaf.der for each in facts.versions if each.rolled_back]
-    if not _is_replacement(facts) or facts.leaf.der not in marked:
-        return None
-    if not is_newer(facts.leaf, facts.current):
-        return None  # a member of a pool that is behind: an older one
-    return Verdict(
-        "rolled-back",
-        f"{facts.source.text} offers the certificate of {iso_time(facts.leaf.not_before)}, which "
-        "was rolled back from",
-        f"It stays out until there is a newer one. To take it all the same: {facts.force_command}",
-    )
-
-
 def _older(facts):
-    """Return the Verdict on a leaf that is not newer than the current one."""
+    """Return the Failure of a leaf that is not newer than the current one."""
     place = facts.address or "the source"
-    return Verdict(
+    return Failure(
         "older",
         f"{facts.source.text} offers the certificate of {iso_time(facts.leaf.not_before)}, older "
         f"than the one here ({iso_time(facts.current.not_before)})",
@@ -2805,14 +2785,21 @@ def _older(facts):
     )
 
 
-def _refuse_known_older(facts, now):
-    """What is in a version here and not newer than what is in service comes from a stale member."""
-    known = [each.leaf.der for each in facts.versions]
-    if not _is_replacement(facts) or facts.leaf.der not in known:
+def _refuse_known(facts, now):
+    """What is in a version here is older, or was rolled back from and then stays out."""
+    known = [version for version in facts.versions if version.leaf.der == facts.leaf.der]
+    if not known or not _is_replacement(facts):
         return None
-    if is_newer(facts.leaf, facts.current):
+    if not is_newer(facts.leaf, facts.current):
+        return _older(facts)
+    if not any(version.rolled_back for version in known):
         return None
-    return _older(facts)
+    return Failure(
+        "rolled-back",
+        f"{facts.source.text} offers the certificate of {iso_time(facts.leaf.not_before)}, which "
+        "was rolled back from",
+        f"It stays out until there is a newer one. To take it all the same: {facts.force_command}",
+    )
 
 
 def _refuse_older(facts, now):
@@ -2826,7 +2813,7 @@ def _refuse_carried_key(facts, now):
     """A private key that came along must fit, even where the lineage's own key would."""
     if facts.carried_key in (None, facts.public_key):
         return None
-    return Verdict(
+    return Failure(
         "key-mismatch",
         f"{facts.source.text} has a private key ({describe_key(facts.carried_key)}) that does not "
         f"fit its certificate ({describe_key(facts.public_key)})",
@@ -2855,14 +2842,14 @@ def _refuse_other_key(facts, now):
     names = _names_of(facts.leaf)
     # mostly not the upstream's new key, but another server
     if _lacking(facts):
-        return Verdict(
+        return Failure(
             "key-mismatch",
             f"{where} shows a certificate for {names}, not for {' '.join(_lacking(facts))}",
             "Try: --sni HOST, a name under which the upstream serves this one",
         )
     if facts.given_key:
         public_key, path = facts.given_key
-        return Verdict(
+        return Failure(
             "key-mismatch",
             f"the key that you gave ({describe_key(public_key)}) is not the one of the certificate "
             f"at {where} ({describe_key(facts.public_key)})",
@@ -2871,7 +2858,7 @@ def _refuse_other_key(facts, now):
     ours = ""
     if facts.our_key:
         ours = f", ours is {describe_key(facts.our_key)}"
-    return Verdict(
+    return Failure(
         "key-mismatch",
         f"the certificate at {where} is for another key ({describe_key(facts.public_key)}{ours}), "
         f"issued by {plain(describe_name(facts.leaf.issuer), 100)} for {names}",
@@ -2884,7 +2871,7 @@ def _refuse_names(facts, now):
     lacking = _lacking(facts)
     if not lacking:
         return None
-    return Verdict(
+    return Failure(
         "names",
         f"{facts.source.text} shows a certificate for {_names_of(facts.leaf)}, not for "
         f"{' '.join(lacking)}",
@@ -2901,8 +2888,8 @@ def _refuse_invalid_now(facts, now):
     span = f"from {iso_time(begins)} to {iso_time(ends)}, and the clock here says {iso_time(now)}"
     if now > ends:
         hint = "Is the clock here right? Else renew it on the upstream"
-        return Verdict("expired", f"{facts.source.text} has an expired certificate ({span})", hint)
-    return Verdict(
+        return Failure("expired", f"{facts.source.text} has an expired certificate ({span})", hint)
+    return Failure(
         "not-yet-valid",
         f"{facts.source.text} has a certificate that is not yet valid ({span})",
         "Is the clock here right?",
@@ -2914,7 +2901,7 @@ def _refuse_untrusted(facts, now):
     if facts.trust_flaw is None:
         return None
     what, hint = facts.trust_flaw
-    return Verdict(
+    return Failure(
         "untrusted", f"{facts.source.text} has a certificate that is not trusted: {what}", hint
     )
 
@@ -2926,7 +2913,7 @@ def _refuse_lost_names(facts, now):
     lost = [name for name in facts.current.domains if not covers(facts.leaf.domains, name)]
     if not lost:
         return None
-    return Verdict(
+    return Failure(
         "names-lost",
         f"{facts.source.text} has a certificate that no longer covers {' '.join(lost)}",
         f"If that is meant: {facts.force_command}, or give -d for each name that is needed",
@@ -2935,8 +2922,7 @@ def _refuse_lost_names(facts, now):
 
 # The policy, in the README's order; the first rule that an offer breaks counts.
 _RULES = (
-    _refuse_rolled_back,
-    _refuse_known_older,
+    _refuse_known,
     _refuse_carried_key,
     _refuse_other_key,
     _refuse_names,
@@ -2951,21 +2937,18 @@ _FORCED = ("rolled-back", "older", "names-lost")  # what --force accepts all the
 
 
 def judge(facts, now, force):
-    """Return the Verdict on an offer, or None where it is accepted."""
-    for rule in _RULES:
-        verdict = rule(facts, now)
-        if verdict and not (force and verdict.reason in _FORCED):
-            return verdict
-    return None
+    """Return the Failure that an offer is refused with, or None where it is accepted.
 
-
-def judge_in_service(facts, now):
-    """Return the Verdict on an offer that is what is in service; of the facts it asks only names,
-    domains, leaf and source."""
-    for rule in _RULES_IN_SERVICE:
-        verdict = rule(facts, now)
-        if verdict:
-            return verdict
+    Where no `public_key` was asked for, it is what is in service: there `name`, `domains`, `leaf`
+    and `source` are enough.
+    """
+    rules = _RULES
+    if facts.public_key is None:
+        rules = _RULES_IN_SERVICE
+    for rule in rules:
+        failure = rule(facts, now)
+        if failure and not (force and failure.reason in _FORCED):
+            return failure
     return None
 
 
@@ -4616,11 +4599,14 @@ class Run(
 
     `command` is NAME (certferry NAME), renew or rollback; `now` the clock, read once; `changes` are
     the remembered options that this command gave, `flags` the other words that an advice repeats;
-    `key` is the Secret of --key.
+    `key` is the GivenKey of --key.
     """
 
 
 Run.__new__.__defaults__ = ((), None, None)  # the last two are what prepare() finds out
+
+# The private key that --key gave: a Secret, and its public key (DER).
+GivenKey = collections.namedtuple("GivenKey", "secret public")
 
 # A lineage that was looked at; `exchange` is the number of its first one, or None.
 Begun = collections.namedtuple("Begun", "lineage in_service exchange")
@@ -4772,16 +4758,56 @@ def no_lineage_failure(place):
 
 def certbot_failure(run, lineage):
     """Return the Failure of a lineage that certbot renews."""
-    command = again(run, lineage)
-    if run.command != "NAME":
-        unknown = {} if lineage.options.sources else {"from": ["HOST"]}
-        command = command_text(lineage.name, unknown, run.flags)
     return Failure(
         "certbot",
         "certbot renews it here",
         f"To hand it over: mv {shell_quote(lineage.place.renewal)} ~/ (not 'certbot delete', which "
-        f"removes the files that your servers read), then {command}",
+        f"removes the files that your servers read), then {again(run, lineage)}",
     )
+
+
+# From what is in service to the next: nothing is written in a dry run
+
+
+def settled(run, lineage, in_service):
+    """Return the InService once the live names are links, where what they show is whole."""
+    place = lineage.place
+    if in_service.linked or not in_service.is_whole:
+        return in_service
+    if run.dry_run:
+        return in_service._replace(linked=True, number=next_number(place))
+    settle(place, in_service)
+    run.report.warning(
+        place.name,
+        f"{place.live} holds links now",
+        "A container needs live and archive both mounted",
+    )
+    return look(place, lineage.state.key_file)
+
+
+def predicted(in_service, number, leaf, chain, owed):
+    """Return the InService that a version would lead to, for a dry run."""
+    return in_service._replace(
+        number=number, leaf=leaf, chain=chain, owed=owed, linked=True, flaw=""
+    )
+
+
+def deploy(run, lineage, in_service, leaf, chain, key):
+    """Make leaf, chain and key the current version, which owes all hooks; return the InService."""
+    place = lineage.place
+    owed = deploy_hooks(run.config, lineage.options)
+    if not run.dry_run:
+        return install(place, in_service, leaf, chain, key, owed, run.now)
+    before = settled(run, lineage, in_service)
+    number = max(next_number(place), (before.number or 0) + 1)
+    return predicted(before, number, leaf, chain, owed)
+
+
+def owe(run, lineage, in_service, hooks):
+    """Make the version in service owe these hooks, None for nothing; return the InService."""
+    if in_service.number is not None and not run.dry_run:
+        write_pending(lineage.place, in_service.number, hooks)
+    return in_service._replace(owed=hooks)
 
 
 # 3. tidy
@@ -4790,26 +4816,13 @@ def certbot_failure(run, lineage):
 def stage_given_key(run, lineage, in_service):
     """Stage the key of --key, unless it is here; return the InService that has it."""
     place = lineage.place
-    try:
-        public = public_half(run.key.pem, trusted=True)
-    except ValueError as error:
-        raise Failure("no-key", f"--key: {error}", "Give one private key as PEM, not encrypted")
-    if in_service.is_whole and fits(public, in_service.leaf):
-        return in_service
     keys, _ = usable_keys(place, in_service, [])
-    if public in keys:
+    if run.key.public in keys:
         return in_service
-    path = staged_path(place, public)
+    path = staged_path(place, run.key.public)
     if not run.dry_run:
-        stage_key(place, run.key.pem, public)
+        stage_key(place, run.key.secret.pem, run.key.public)
     return in_service._replace(staged=tuple(sorted({*in_service.staged, path})))
-
-
-def predicted(lineage, in_service, leaf, chain, key, owed):
-    """Return the InService that an installation would lead to, for a dry run."""
-    number = max(next_number(lineage.place), (in_service.number or 0) + 1)
-    key_path = in_service.key_path if isinstance(key, Secret) else key
-    return InService(number, leaf, chain, key_path, in_service.staged, owed, True, "")
 
 
 def make_whole(run, lineage, in_service):
@@ -4818,14 +4831,11 @@ def make_whole(run, lineage, in_service):
     if in_service.is_whole or leaf is None:
         return in_service
     keys, _ = usable_keys(place, in_service, load_versions(place))
-    fitting = [path for public, path in keys.items() if fits(public, leaf)]
-    if not fitting:
-        return in_service
-    owed = deploy_hooks(run.config, lineage.options)
-    if run.dry_run:
-        return predicted(lineage, in_service, leaf, in_service.chain, fitting[0], owed)
-    run.report.warning(place.name, f"{in_service.flaw}: made whole with the key of {fitting[0]}")
-    return install(place, in_service, leaf, in_service.chain, fitting[0], owed, run.now)
+    for public, path in keys.items():
+        if fits(public, leaf):
+            run.report.warning(place.name, f"{in_service.flaw}: made whole with the key of {path}")
+            return deploy(run, lineage, in_service, leaf, in_service.chain, path)
+    return in_service
 
 
 def tell_what_waits(run, lineage, in_service):
@@ -4849,13 +4859,6 @@ def tell_what_waits(run, lineage, in_service):
         if path in in_service.staged and info.st_uid not in (0, os.geteuid()):
             hint = f"If it is right: chown root {shell_quote(path)}"
             warn(place.name, f"{path} is another user's key, and is not used", hint)
-    for path in in_service.staged:
-        if run.now - os.lstat(path).st_mtime > STAGED_KEY_DAYS * DAY:
-            warn(
-                place.name,
-                f"{path} waits for over {STAGED_KEY_DAYS} days",
-                f"If it was forgotten: rm {shell_quote(path)}",
-            )
 
 
 def tidy(run, lineage, in_service):
@@ -4944,24 +4947,19 @@ def as_written(leaf, chain):
 
 
 def is_here(run, lineage, in_service, leaf, chain):
-    """Say whether a leaf with this very chain (DER) is in service.
+    """Say whether a leaf with this very chain (DER, as it would be written) is in service.
 
     Or was, in a version that is not above the current one or was rolled back from: the members of
     a pool may differ.
     """
-    if in_service.leaf is None or leaf.der != in_service.leaf.der:
+    if leaf != in_service.leaf:
         return False
-    if chain == in_service.chain:
+    if chain == as_written(leaf, in_service.chain):
         return True
-    written = as_written(leaf, chain)
-    if written == as_written(leaf, in_service.chain):
-        return True
-    if run.force:
-        return False
     for version in load_versions(lineage.place):
         known = version.rolled_back or version.number <= (in_service.number or 0)
-        if known and version.leaf.der == leaf.der and version.chain in (chain, written):
-            return True
+        if known and (version.leaf, version.chain) == (leaf, chain):
+            return not run.force
     return False
 
 
@@ -4994,7 +4992,7 @@ def acceptable_keys(run, lineage, in_service, versions):
         versions = [each for each in newer if each.rolled_back]
     keys, unusable = usable_keys(lineage.place, in_service, versions)
     if run.key:  # in a dry run it is not staged
-        keys.setdefault(public_half(run.key.pem, trusted=True), run.key)
+        keys.setdefault(run.key.public, run.key.secret)
     return keys, unusable
 
 
@@ -5023,10 +5021,9 @@ def gather_facts(run, lineage, in_service, offer, leaf, others):
     trust_flaw, chain = find_trust(lineage.options, leaf, others, run.now)
     given_key = None
     if run.key:
-        given = public_half(run.key.pem, trusted=True)
-        path = staged_path(lineage.place, given)
+        path = staged_path(lineage.place, run.key.public)
         if path in in_service.staged:
-            given_key = (given, path)
+            given_key = (run.key.public, path)
     facts = Facts(
         name=lineage.name,
         domains=lineage.options.domains,
@@ -5061,30 +5058,24 @@ def tell_what_is_lost(run, lineage, in_service, leaf):
 
 def examine(run, lineage, in_service, offer):
     """Return the Choice that an offer is; Failure where the judge refuses it."""
-    try:
-        leaf, *others = [parse_certificate(der) for der in (offer.leaf, *offer.chain)]
-    except (ValueError, IndexError) as error:
-        raise malformed_failure(offer.source, f"a certificate that cannot be read ({error})")
+    leaf, *others = [parse_certificate(der) for der in (offer.leaf, *offer.chain)]
     asked_again = "domain" in run.changes or "ca-file" in run.changes
-    here = is_here(run, lineage, in_service, leaf, offer.chain)
+    here = is_here(run, lineage, in_service, leaf, as_written(leaf, offer.chain))
     # the usual run ends here: no openssl process
     if here and in_service.is_whole and not asked_again:
         facts = Facts(lineage.name, lineage.options.domains, leaf, offer.source)
-        verdict = judge_in_service(facts, run.now)
-        if verdict:
-            raise Failure(*verdict)
-        return Choice(offer.source, leaf, in_service.chain, in_service.key_path, False)
-    facts, chain, key = gather_facts(run, lineage, in_service, offer, leaf, others)
-    verdict = judge(facts, run.now, run.force)
-    if verdict:
-        raise Failure(*verdict)
+        chain, key = in_service.chain, in_service.key_path
+    else:
+        facts, chain, key = gather_facts(run, lineage, in_service, offer, leaf, others)
+    refusal = judge(facts, run.now, run.force)
+    if refusal:
+        raise refusal
     here = is_here(run, lineage, in_service, leaf, chain)
     is_news = not here or not in_service.is_whole
-    choice = Choice(offer.source, leaf, chain, key, is_news)
-    if choice.is_news:
+    if is_news:
         rehearse(leaf, chain, key)
         tell_what_is_lost(run, lineage, in_service, leaf)
-    return choice
+    return Choice(offer.source, leaf, chain, key, is_news)
 
 
 def usable_sources(run, lineage, in_service):
@@ -5169,44 +5160,13 @@ def can_wait(run, lineage, in_service, failure):
 # 5. install, 6. remember
 
 
-def settled(run, lineage, in_service):
-    """Return the InService once the live names are links, where what they show is whole."""
-    place = lineage.place
-    if in_service.linked or not in_service.is_whole:
-        return in_service
-    if run.dry_run:
-        return in_service._replace(linked=True, number=next_number(place))
-    settle(place, in_service)
-    return look(place, lineage.state.key_file)
-
-
 def put_in_service(run, lineage, in_service, choice):
     """Install what is news; for `certferry NAME` loose files are settled; return the InService."""
-    place = lineage.place
     if choice and choice.is_news:
-        owed = deploy_hooks(run.config, lineage.options)
-        leaf, chain, key = choice.leaf, choice.chain, choice.key
-        if run.dry_run:
-            after = settled(run, lineage, in_service)
-            return predicted(lineage, after, leaf, chain, key, owed)
-        return install(place, in_service, leaf, chain, key, owed, run.now)
-    if run.command != "NAME":
-        return in_service
-    after = settled(run, lineage, in_service)
-    if after.linked and not (in_service.linked or run.dry_run):
-        run.report.warning(
-            place.name,
-            f"{place.live} holds links now",
-            "A container needs live and archive both mounted",
-        )
-    return after
-
-
-def owe(run, lineage, in_service, hooks):
-    """Make the version in service owe these hooks, None for nothing; return the InService."""
-    if in_service.number is not None and not run.dry_run:
-        write_pending(lineage.place, in_service.number, hooks)
-    return in_service._replace(owed=hooks)
+        return deploy(run, lineage, in_service, choice.leaf, choice.chain, choice.key)
+    if run.command == "NAME":
+        return settled(run, lineage, in_service)
+    return in_service
 
 
 def remember(run, lineage, in_service):
@@ -5222,11 +5182,10 @@ def remember(run, lineage, in_service):
     before = lineage.given.get("deploy-hook", [])
     wanted = given.get("deploy-hook", [])
     new = [hook for hook in wanted if hook not in before]
-    gone = [hook for hook in before if hook not in wanted]
-    owed = [hook for hook in in_service.owed or () if hook not in gone]
-    owed = tuple(dict.fromkeys(owed + new))
     if new or in_service.owed:
-        in_service = owe(run, lineage, in_service, owed)
+        gone = [hook for hook in before if hook not in wanted]
+        owed = [hook for hook in in_service.owed or () if hook not in gone]
+        in_service = owe(run, lineage, in_service, tuple(dict.fromkeys(owed + new)))
     if not run.dry_run:
         save_conf(lineage.place, given)
     return lineage._replace(given=given), in_service
@@ -5566,21 +5525,15 @@ def cross(run, begun):
     """Take a lineage through the steps 3 to 6; return how far it came."""
     lineage, in_service, exchange = begun
     choice, waiting = None, None
+    in_service = tidy(run, lineage, in_service)  # 3
     try:
-        if lineage.failure:
-            raise lineage.failure
-        in_service = tidy(run, lineage, in_service)  # 3
-        try:
-            choice = choose(run, lineage, in_service, exchange)  # 4
-        except Failure as error:
-            if not can_wait(run, lineage, in_service, error):
-                raise
-            waiting = error
-        in_service = put_in_service(run, lineage, in_service, choice)  # 5
-        lineage, in_service = remember(run, lineage, in_service)  # 6
-    except Exception as error:
-        in_service = look_again(run, begun)
-        return Crossed(lineage, in_service, choice, failure_of(error), None, "")
+        choice = choose(run, lineage, in_service, exchange)  # 4
+    except Failure as error:
+        if not can_wait(run, lineage, in_service, error):
+            raise
+        waiting = error
+    in_service = put_in_service(run, lineage, in_service, choice)  # 5
+    lineage, in_service = remember(run, lineage, in_service)  # 6
     return Crossed(lineage, in_service, choice, None, waiting, "")
 
 
@@ -5588,30 +5541,34 @@ def go_back(run, begun):
     """Make the version before current again, and mark the one that it leaves; return Crossed."""
     lineage, in_service, _ = begun
     place = lineage.place
+    left = settled(run, lineage, tidy(run, lineage, in_service))
+    target = rollback_target(place, left, run.now)
+    if target is None:
+        words = "there is no earlier version to go back to"
+        hint = f"Versions are kept in {place.archive}/{place.name}@N"
+        raise Failure("", words, hint)
+    owed = deploy_hooks(run.config, lineage.options)
+    if run.dry_run:
+        in_service = predicted(left, target.number, target.leaf, target.chain, owed)
+    else:
+        in_service = roll_back(place, left, target, owed)
+    said = f"version {target.number} of {iso_time(target.leaf.not_before)[:10]} in place of "
+    said += f"version {left.number}"
+    if left.leaf:
+        said += f" of {iso_time(left.leaf.not_before)[:10]}"
+    said += ", which stays out until there is a newer one"
+    return Crossed(lineage, in_service, None, None, None, said)
+
+
+def cross_or_fail(run, begun):
+    """Return how far a lineage came, whatever ended that."""
+    lineage = begun.lineage
     try:
         if lineage.failure:
             raise lineage.failure
-        left = settled(run, lineage, tidy(run, lineage, in_service))
-        target = rollback_target(place, left, run.now)
-        if target is None:
-            raise Failure(
-                "",
-                "there is no earlier version to go back to",
-                f"Versions are kept in {place.archive}/{place.name}@N",
-            )
-        owed = deploy_hooks(run.config, lineage.options)
-        if run.dry_run:
-            key = version_key(place, target)
-            in_service = predicted(lineage, left, target.leaf, target.chain, key, owed)
-            in_service = in_service._replace(number=target.number)
-        else:
-            in_service = roll_back(place, left, target, owed)
-        said = f"version {target.number} of {iso_time(target.leaf.not_before)[:10]} in place of "
-        said += f"version {left.number}"
-        if left.leaf:
-            said += f" of {iso_time(left.leaf.not_before)[:10]}"
-        said += ", which stays out until there is a newer one"
-        return Crossed(lineage, in_service, None, None, None, said)
+        if run.command == "rollback":
+            return go_back(run, begun)
+        return cross(run, begun)
     except Exception as error:
         return Crossed(lineage, look_again(run, begun), None, failure_of(error), None, "")
 
@@ -5660,8 +5617,7 @@ def may_finish(run, crossed):
 
 def ferry(run, begun):
     """Take one lineage through the whole story; return its Outcome."""
-    go = go_back if run.command == "rollback" else cross
-    crossed = go(run, begun)
+    crossed = cross_or_fail(run, begun)
     lines = describe_files(run, begun, crossed)
     if may_finish(run, crossed):
         crossed, more = finish_crossing(run, begun, crossed)  # 7
@@ -5744,7 +5700,7 @@ def read_environment(run):
 
 
 def read_given_key(source):
-    """Return the Secret of --key, a path or - for standard input; Failure (no-key)."""
+    """Return the GivenKey of --key, a path or - for standard input; Failure (no-key)."""
     try:
         if source == "-":
             if os.isatty(0):
@@ -5763,11 +5719,10 @@ def read_given_key(source):
             "Did the command before the | fail?",
         )
     try:
-        key = read_pem(data)[1]
+        key = read_pem(data)[1] or Secret(data)  # what is no PEM key at all openssl will tell
+        return GivenKey(key, public_half(key.pem, trusted=True))
     except ValueError as error:
-        raise Failure("no-key", f"--key: {error}", "Give one private key as PEM")
-    # what is no PEM key at all openssl will tell
-    return key or Secret(data)
+        raise Failure("no-key", f"--key: {error}", "Give one private key as PEM, not encrypted")
 
 
 def prepare(run):
@@ -5815,9 +5770,6 @@ def run_post_hooks(run, outcomes):
 
 def tell_what_is_left_out(run):
     """Warn of files that an administrator may have meant for a lineage's or for a hook."""
-    for file in list_folder(run.config + "/certferry"):
-        if file.endswith(".conf") and not is_lineage_name(file[:-5]):
-            run.report.warning("", f"certferry/{plain(file)} is left out: that is no host name")
     try:
         for kind in ("deploy", "post", "alert"):
             for path in skipped_hooks(run.config, kind):

@@ -233,8 +233,8 @@ class Order(unittest.TestCase):
             with self.subTest(name):
                 verdict = certferry.judge(facts(public_key=THEIRS, **changes), NOW, False)
                 self.assertEqual(verdict.reason, "key-mismatch")
-                self.assertRegex(f"{verdict.message} {verdict.hint}", words)
-                self.assertIn("up.example.net:443", verdict.message)
+                self.assertRegex(f"{verdict} {verdict.hint}", words)
+                self.assertIn("up.example.net:443", str(verdict))
 
     def test_words(self):
         """Each verdict says what is wrong and what to do; the clock is told where it matters."""
@@ -254,7 +254,7 @@ class Order(unittest.TestCase):
         ):
             with self.subTest(words):
                 verdict = certferry.judge(facts(**changes), NOW, False)
-                self.assertRegex(f"{verdict.message} {verdict.hint}", words)
+                self.assertRegex(f"{verdict} {verdict.hint}", words)
 
     def test_in_service(self):
         """What is in service already is asked its names and dates alone, from four facts."""
@@ -268,7 +268,7 @@ class Order(unittest.TestCase):
         ):
             with self.subTest(expected):
                 few = certferry.Facts(NAME, domains, CURRENT, source)
-                verdict = certferry.judge_in_service(few, now)
+                verdict = certferry.judge(few, now, False)
                 self.assertEqual(verdict and verdict.reason, expected)
 
     def test_graver(self):
