@@ -5210,25 +5210,19 @@ def run_deploy_hooks(run, lineage, in_service, hooks):
     if was_cut:
         run.report.warning(lineage.name, "RENEWED_DOMAINS is too long, and was cut")
     variables = {"RENEWED_LINEAGE": lineage.place.live, "RENEWED_DOMAINS": names}
-    left, lines, failed = list(hooks), [], None
+    left, lines, failure = list(hooks), [], None
     for hook in hooks:
         wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
-        lines.append(f"hook         {plain(hook)}: {wrong or f'done ({seconds:.1f} s)'}")
-        if wrong:
-            failed = failed or (hook, wrong)
+        if not wrong:
+            lines.append(f"hook         {plain(hook)}: done ({seconds:.1f} s)")
+            left.remove(hook)
+            in_service = owe(run, lineage, in_service, tuple(left))
             continue
-        left.remove(hook)
-        in_service = owe(run, lineage, in_service, tuple(left))
-    if failed is None:
-        return in_service, lines, None
-    hook, wrong = failed
-    own = lineage.options.deploy_hooks
-    hint = f"Correct it: {hook}"
-    if hook in own:
-        anew = {"deploy-hook": ["CMD" if each == hook else each for each in own]}
-        hint = f"To change it: {command_text(lineage.name, anew, run.flags)}"
-    words = f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}"
-    return in_service, lines, Failure("hook", words, hint)
+        lines.append(f"hook         {plain(hook)}: {wrong}")
+        if failure is None:
+            words = f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}"
+            failure = Failure("hook", words, "Correct it, or give other ones with --deploy-hook")
+    return in_service, lines, failure
 
 
 def judge_service(run, lineage, in_service, source, exchange):
@@ -5257,29 +5251,38 @@ def judge_service(run, lineage, in_service, source, exchange):
     )
 
 
+def wrong_services(run, lineage, in_service, services):
+    """Return {service: what is wrong} of those that do not present the leaf in service."""
+    key = in_service.leaf.public_key
+    # side by side
+    asked = {each: submit(run, lineage, each, key, is_local=True) for each in services}
+    found = {}
+    for service, exchange in asked.items():
+        wrong = judge_service(run, lineage, in_service, service, exchange)
+        if wrong:
+            found[service] = wrong
+    if run.network.broken:
+        raise Failure("unreachable", run.network.broken, "The services were not looked at")
+    return found
+
+
 def look_at_services(run, lineage, in_service, patience):
     """See that the local services present the leaf within `patience` seconds; or Failure."""
     deadline = time.monotonic() + patience
-    waiting = list(lineage.options.served_at)
-    while waiting:
-        key = in_service.leaf.public_key
-        asked = [(each, submit(run, lineage, each, key, is_local=True)) for each in waiting]
-        looks = [(each, judge_service(run, lineage, in_service, each, n)) for each, n in asked]
-        if run.network.broken:
-            raise Failure("unreachable", run.network.broken, "The services were not looked at")
-        waiting = [source for source, wrong in looks if wrong]
-        if not waiting:
-            return
-        if time.monotonic() >= deadline:
-            words = "; ".join(wrong for _, wrong in looks if wrong)
-            after = f", {patience} s after the hooks ran" if patience else ""
-            hint = "The hooks run again at the next run"
-            if in_service.number is None:  # plain files have no version that could owe them
-                hint = f"Try: {again(run, lineage, '--force')}"
-            fullchain = lineage.place.member("fullchain.pem")
-            hint += f". Does the daemon read {fullchain}?"
-            raise Failure("not-served", words + after, hint)
+    wrong = wrong_services(run, lineage, in_service, lineage.options.served_at)
+    while wrong and time.monotonic() < deadline:
         time.sleep(0.5)  # reloads are asynchronous
+        wrong = wrong_services(run, lineage, in_service, wrong)
+    if not wrong:
+        return
+    words = "; ".join(wrong.values())
+    if patience:
+        words += f", {patience} s after the hooks ran"
+    hint = "The hooks run again at the next run"
+    if in_service.number is None:  # plain files have no version that could owe them
+        hint = f"Try: {again(run, lineage, '--force')}"
+    fullchain = lineage.place.member("fullchain.pem")
+    raise Failure("not-served", words, f"{hint}. Does the daemon read {fullchain}?")
 
 
 def finish(run, lineage, in_service):
