@@ -5014,8 +5014,6 @@ def gather_facts(run, lineage, in_service, offer, leaf, others):
             raise malformed_failure(offer.source, f"its private key: {error}")
     versions = load_versions(lineage.place)
     keys, unusable = acceptable_keys(run, lineage, in_service, versions)
-    if not keys and carried is None:
-        raise no_key_failure(run, lineage, unusable)
     for failure in unusable:
         run.report.warning(lineage.name, str(failure), failure.hint)
     trust_flaw, chain = find_trust(lineage.options, leaf, others, run.now)
@@ -5483,6 +5481,7 @@ def conclude(run, begun, crossed, lines):
 # How far a crossing came: `failure` ended it, `waiting` is one that is only deferred, `said` is for
 # a rollback's words.
 Crossed = collections.namedtuple("Crossed", "lineage in_service choice failure waiting said")
+Crossed.__new__.__defaults__ = (None, None, None, "")
 
 
 def asks_early(run, lineage, in_service):
@@ -5498,14 +5497,11 @@ def begin(run, lineage):
     """Look at a lineage, and have its first source asked where its key is remembered to fit."""
     place, in_service, exchange = lineage.place, NOTHING, None
     try:
-        refusal = None
-        if is_certbots(place):  # 1
-            refusal = certbot_failure(run, lineage)
-        elif run.command != "NAME" and not is_lineage(place):
-            refusal = no_lineage_failure(place)
         in_service = look(place, lineage.state.key_file)  # 2
-        if refusal:
-            raise refusal
+        if is_certbots(place):  # 1
+            raise certbot_failure(run, lineage)
+        if run.command != "NAME" and not is_lineage(place):
+            raise no_lineage_failure(place)
         first = sources_of(lineage)[0]
         if asks_early(run, lineage, in_service) and first.kind not in KEY_HOLDING:
             exchange = submit(run, lineage, first, in_service.leaf.public_key)
@@ -5537,7 +5533,7 @@ def cross(run, begun):
         waiting = error
     in_service = put_in_service(run, lineage, in_service, choice)  # 5
     lineage, in_service = remember(run, lineage, in_service)  # 6
-    return Crossed(lineage, in_service, choice, None, waiting, "")
+    return Crossed(lineage, in_service, choice, waiting=waiting)
 
 
 def go_back(run, begun):
@@ -5560,7 +5556,7 @@ def go_back(run, begun):
     if left.leaf:
         said += f" of {iso_time(left.leaf.not_before)[:10]}"
     said += ", which stays out until there is a newer one"
-    return Crossed(lineage, in_service, None, None, None, said)
+    return Crossed(lineage, in_service, said=said)
 
 
 def cross_or_fail(run, begun):
@@ -5573,7 +5569,7 @@ def cross_or_fail(run, begun):
             return go_back(run, begun)
         return cross(run, begun)
     except Exception as error:
-        return Crossed(lineage, look_again(run, begun), None, failure_of(error), None, "")
+        return Crossed(lineage, look_again(run, begun), failure=failure_of(error))
 
 
 def finish_crossing(run, begun, crossed):

@@ -1162,7 +1162,10 @@ class Rollback(VersionsCase):
         host.lay(made().current)
         host.lay_conf()
         result = host.run("rollback", NAME)
-        self.assertEqual((1, 1), (result.status, len(result.err.splitlines())), result)
+        self.assertEqual(1, result.status, result)
+        settled, refused = result.err.splitlines()
+        self.assertIn("holds links now", settled)
+        self.assertIn("there is no earlier version", refused)
         self.assert_shows(host, made().current, linked=False)
 
     def test_dry_run(self):
