@@ -3334,13 +3334,7 @@ def staged_path(place, public_key):
 def stage_key(place, pem, public_key):
     """Put a private key (PEM bytes) into live/NAME, where it waits for an offer that fits it."""
     _make_folders(place)
-    path = staged_path(place, public_key)
-    try:
-        is_there = key_pem(path) == pem
-    except (OSError, ValueError):
-        is_there = False
-    if not is_there:
-        write_file(path, pem)
+    write_file(staged_path(place, public_key), pem)
 
 
 def remove_staged(in_service):
@@ -3582,7 +3576,9 @@ def look(place, fitting=""):
     """Return the InService that live/NAME/ shows, whatever it is made of; or Failure, OSError."""
     check_folder(place.config + "/live")
     check_folder(place.live)
-    number, owed, linked = pointed_number(place), None, False
+    number = pointed_number(place)
+    owed = None
+    linked = False
     if number is not None:
         check_folder(place.version(number))
         owed = read_pending(place, number)
@@ -3645,7 +3641,6 @@ def _make_version(place, in_service, leaf, chain, key, owed):
     number = next_number(place)
     folder = place.version(number)
     hidden = _hidden(folder)
-    quietly(_remove, hidden)
     os.mkdir(hidden, 0o700)
     try:
         _create(hidden + "/cert.pem", to_pem([leaf.der]), 0o644)
@@ -3695,19 +3690,24 @@ def _point_to(place, number):
     _sync(place.live)  # or a power cut could leave links to a .current that is not there
 
 
+def _link_name(place, name):
+    """Make a live name a link through .current."""
+    _set_link(".current/" + name, place.member(name))
+
+
 def _link_names(place):
     """Make each live name a link through .current, the key first."""
     for name in reversed(MEMBERS):
         if not _is_link(place, name):
-            _set_link(".current/" + name, place.member(name))
+            _link_name(place, name)
     _sync(place.live)
 
 
 def link_missing_names(place):
-    """Make the live names that are missing links through .current; return their paths."""
-    missing = [place.member(name) for name in MEMBERS if not os.path.lexists(place.member(name))]
-    for path in missing:
-        _set_link(".current/" + os.path.basename(path), path)
+    """Make the live names that are missing links through .current; return these names."""
+    missing = [name for name in MEMBERS if not os.path.lexists(place.member(name))]
+    for name in missing:
+        _link_name(place, name)
     return missing
 
 
@@ -3762,7 +3762,7 @@ def _put_key_aside(place, in_service, leaf):
         if not any(version_key(place, version) for version in known):
             stage_key(place, key_pem(path), public)
     if in_service.leaf is None:
-        _set_link(".current/privkey.pem", place.member("privkey.pem"))
+        _link_name(place, "privkey.pem")
 
 
 def _go_live(place, in_service, number, leaf):
