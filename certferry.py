@@ -2359,15 +2359,15 @@ def _check_control(name, folder, info):
         raise PermissionError(errno.EPERM, f"{plain(name)} is another user's")
 
 
-def open_safely(path, folder=None):
+def open_safely(path):
     """Return a descriptor, to read from, of what a path leads to; OSError where another user may.
 
-    It is opened part by part from a folder that is held (`folder`, a descriptor, for a relative
-    path), so that no part can be exchanged between its check and its opening. Links are followed
-    here; they, and all folders on the way, must belong to root or the caller.
+    It is opened part by part from a folder that is held, so that no part can be exchanged between
+    its check and its opening. Links are followed here; they, and all folders on the way, must
+    belong to root or the caller.
     """
     passing = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
-    held = os.open("/", passing) if folder is None else os.dup(folder)
+    held = os.open("/", passing)
     names = path.split("/")[::-1]
     links = 0
     try:
@@ -2407,23 +2407,20 @@ def read_regular(descriptor, limit):
         os.close(descriptor)
 
 
-def read_safely(path, limit, folder=None):
+def read_safely(path, limit):
     """Return the bytes of a regular file that open_safely() opens; OSError, ValueError."""
-    return read_regular(open_safely(path, folder), limit)
+    return read_regular(open_safely(path), limit)
 
 
 def _read_medium(path):
     """Return the bytes of a PEM file, or of fullchain.pem and privkey.pem in a folder."""
-    descriptor = open_safely(path)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return read_regular(descriptor, MAX_OFFER)
-    try:
-        contents = [read_safely("fullchain.pem", MAX_OFFER, descriptor)]
-        if "privkey.pem" in os.listdir(descriptor):
-            contents.append(read_safely("privkey.pem", MAX_OFFER, descriptor))
-        return b"\n".join(contents)
-    finally:
-        os.close(descriptor)
+    if os.path.isfile(path):
+        return read_safely(path, MAX_OFFER)
+    data = read_safely(path + "/fullchain.pem", MAX_OFFER)
+    key_path = path + "/privkey.pem"
+    if os.path.lexists(key_path):
+        data += b"\n" + read_safely(key_path, MAX_OFFER)
+    return data
 
 
 def _run_command(command, seconds, environment, config):
@@ -3219,7 +3216,6 @@ def remove_litter(folder):
 
 def save_state(place, state):
     """Write NAME.state in one rename."""
-    make_folder(place.records, 0o700)  # a hook may hold a password
     write_file(place.state, os.fsencode(format_state(state)))
 
 
@@ -3249,7 +3245,7 @@ def lock(config, in_hook, dry_run):
     path = records + "/.lock"
     flags = os.O_RDWR | os.O_NOFOLLOW
     if not dry_run:
-        make_folder(records, 0o700)
+        make_folder(records, 0o700)  # a hook may hold a password
         flags |= os.O_CREAT
     elif not os.path.lexists(path):
         return
@@ -3388,11 +3384,14 @@ def pointed_number(place):
 
 @functools.lru_cache(maxsize=256)  # one wildcard certificate may be in many lineages
 def _parse_chain(data):
-    """Return (leaf as Certificate, chain as DER) of PEM bytes; ValueError where there is none."""
-    ders = read_pem(data)[0]
-    if not ders:
-        raise ValueError("it holds no certificate")
-    return parse_certificate(ders[0]), tuple(ders[1:])
+    """Return (leaf as Certificate, chain as DER) of PEM bytes, (None, ()) where it is damaged."""
+    try:
+        ders = read_pem(data)[0]
+        if ders:
+            return parse_certificate(ders[0]), tuple(ders[1:])
+    except ValueError:
+        pass
+    return None, ()
 
 
 def load_versions(place):
@@ -3405,8 +3404,9 @@ def load_versions(place):
             leaf, chain = _parse_chain(_read_plain(folder + "/fullchain.pem", MAX_OFFER))
         except (FileNotFoundError, NotADirectoryError, ValueError, Failure):
             continue
-        is_marked = os.path.lexists(folder + "/rolled-back")
-        versions.append(Version(number, leaf, chain, is_marked))
+        if leaf:
+            is_marked = os.path.lexists(folder + "/rolled-back")
+            versions.append(Version(number, leaf, chain, is_marked))
     return versions
 
 
@@ -3516,14 +3516,6 @@ def _shown_files(place, number):
     return files
 
 
-def _parse_shown(data):
-    """Return (leaf, chain) of the bytes of a certificate file, (None, ()) where it is damaged."""
-    try:
-        return _parse_chain(data)
-    except ValueError:
-        return None, ()
-
-
 def _certificate_flaw(files, leaf, chain):
     """Return what is wrong with certificate files that show a leaf and chain, or ""."""
     for name, data in files.items():
@@ -3545,9 +3537,9 @@ def _shown_certificates(place, number):
     files = _shown_files(place, number)
     whole = files["fullchain.pem"]
     parts = files.get("cert.pem", b"") + files.get("chain.pem", b"")
-    leaf, chain = _parse_shown(whole)
+    leaf, chain = _parse_chain(whole)
     if leaf is None:
-        leaf, chain = _parse_shown(parts)
+        leaf, chain = _parse_chain(parts)
     if leaf is None:
         return None, (), "has no certificate that can be read"
     if whole == parts:  # as certferry and certbot write them
