@@ -2394,10 +2394,7 @@ def open_safely(path):
 
 
 def read_regular(descriptor, limit):
-    """Return the bytes of an open file, closed then; ValueError where it is no regular one.
-
-    Or one of more than `limit` bytes.
-    """
+    """Return the bytes of an open file, closed then; ValueError where it is not regular or long."""
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
@@ -3025,13 +3022,9 @@ def _refuse_foreign(path, info):
 
 @memoized  # a thousand lineages share three of their four folders
 def check_folder(path):
-    """Raise Failure where a folder or hook that is there, or its link, is another user's.
-
-    Or open to others.
-    """
-    if os.path.lexists(path):
-        _refuse_foreign(path, os.lstat(path))
-        _refuse_foreign(path, os.stat(path))
+    """Raise Failure where a folder or hook, or its link, is another user's or open to others."""
+    _refuse_foreign(path, os.lstat(path))
+    _refuse_foreign(path, os.stat(path))
 
 
 def list_folder(folder):
@@ -3566,19 +3559,23 @@ def _key_flaw(path, leaf, fitting):
 
 def look(place, fitting=""):
     """Return the InService that live/NAME/ shows, whatever it is made of; or Failure, OSError."""
-    check_folder(place.config + "/live")
-    check_folder(place.live)
     number = pointed_number(place)
+    folders = [place.config + "/live", place.live]
+    if number is not None:
+        folders.append(place.version(number))
+    for folder in filter(os.path.lexists, folders):
+        check_folder(folder)
     owed = None
     linked = False
     if number is not None:
-        check_folder(place.version(number))
         owed = read_pending(place, number)
         linked = all(_is_link(place, name) for name in MEMBERS)
     leaf, chain, flaw = _shown_certificates(place, number)
     key_path = _shown_path(place, number, "privkey.pem")
     if leaf:
-        flaw = _key_flaw(key_path, leaf, fitting) or flaw
+        key_flaw = _key_flaw(key_path, leaf, fitting)
+        if key_flaw:
+            flaw = key_flaw
     if not os.path.exists(key_path):
         key_path = None
     names = list_folder(place.live)
@@ -3588,9 +3585,12 @@ def look(place, fitting=""):
 
 
 def usable_keys(place, in_service, versions):
-    """Return ({public key: path}, [Failure]): the keys that an offer may be for, and those that
-    cannot be used. In service, staged, and of `versions`."""
-    keys, unusable = {}, []
+    """Return ({public key: path}, [Failure]): the keys that an offer may be for, and what is none.
+
+    In service, staged, and of `versions`.
+    """
+    keys = {}
+    unusable = []
     brought = in_service.staged
     if in_service.is_whole:
         keys[public_key_of(in_service.key_path)] = in_service.key_path
