@@ -3873,7 +3873,8 @@ def rehearse(leaf, chain, key):
     `leaf` is a Certificate, `chain` DER, `key` a path or a Secret. In a process of its own: it
     parses what came from outside, and holds the key. Failure (rehearsal).
     """
-    fullchain, pem = to_pem((leaf.der,) + chain), key_pem(key)
+    fullchain = to_pem((leaf.der,) + chain)
+    pem = key_pem(key)
     try:
         in_own_process(lambda: _shake_hands_in_memory(fullchain, pem), OPENSSL_SECONDS)
     except Failure as failure:
