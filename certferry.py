@@ -135,51 +135,41 @@ class Options(
     """The remembered options of a lineage, as values; NO_OPTIONS holds the defaults."""
 
 
-class Place(collections.namedtuple("Place", "config name")):
-    """Where the files of one lineage are: `config` is the config dir, `name` the lineage's name."""
+class Place(
+    collections.namedtuple("Place", "config name live pointer archive records conf state renewal")
+):
+    """Where the files of one lineage are: Place(config dir, the lineage's name), then paths.
 
-    @property
-    def live(self):
-        """Return the folder that servers are pointed at."""
-        return f"{self.config}/live/{self.name}"
+    `live` is the folder that servers are pointed at, `pointer` the link whose rename is the one
+    instant of change, `archive` the folder of all versions of all lineages, `records` that of what
+    certferry remembers: `conf` the options, `state` what happened last. `renewal` is certbot's
+    file, which makes a lineage certbot's.
+    """
 
-    @property
-    def pointer(self):
-        """Return the link whose rename is the one instant of change."""
-        return f"{self.config}/live/{self.name}/.current"
-
-    @property
-    def archive(self):
-        """Return the folder of all versions of all lineages."""
-        return self.config + "/archive"
-
-    @property
-    def records(self):
-        """Return the folder of what certferry remembers."""
-        return self.config + "/certferry"
-
-    @property
-    def conf(self):
-        """Return the file of remembered options."""
-        return f"{self.config}/certferry/{self.name}.conf"
-
-    @property
-    def state(self):
-        """Return the file that tells what happened last."""
-        return f"{self.config}/certferry/{self.name}.state"
-
-    @property
-    def renewal(self):
-        """Return certbot's file, which makes a lineage certbot's."""
-        return f"{self.config}/renewal/{self.name}.conf"
+    def __new__(cls, config, name):
+        """Make the paths."""
+        live = f"{config}/live/{name}"
+        records = f"{config}/certferry"
+        return super().__new__(
+            cls,
+            config=config,
+            name=name,
+            live=live,
+            pointer=f"{live}/.current",
+            archive=f"{config}/archive",
+            records=records,
+            conf=f"{records}/{name}.conf",
+            state=f"{records}/{name}.state",
+            renewal=f"{config}/renewal/{name}.conf",
+        )
 
     def member(self, name):
         """Return the path of a live name, such as fullchain.pem."""
-        return f"{self.config}/live/{self.name}/{name}"
+        return f"{self.live}/{name}"
 
     def version(self, number):
         """Return the folder of version `number`."""
-        return f"{self.config}/archive/{self.name}@{number}"
+        return f"{self.archive}/{self.name}@{number}"
 
 
 class Certificate(
@@ -2337,27 +2327,42 @@ class Network(Child):
 # Files and commands
 
 
+# Root reads files for which it must not be led astray. The rules, and where they are:
+#
+# keys, a --ca-file, file: sources, settings' files, loose live names: no other user controls a
+#   folder or link on the way (open_safely)
+# a --ca-file besides: root's or the caller's, and not everybody can write it (read_roots)
+# a private key that is not yet in service: root's or the caller's (usable_keys)
+# records, hooks and the config dir's folders: root's or the caller's, and nobody else can write
+#   them (check_folder, read_text); what lies in these folders no other user can exchange
+
+
+def is_ours(info):
+    """Say whether what os.stat() told of belongs to root or the caller."""
+    return info.st_uid in (0, os.geteuid())
+
+
 def _check_control(name, folder, info):
     """See that no other user controls an entry of a folder, given the state of both; or OSError."""
-    trusted = (0, os.geteuid())
     is_for_all = folder.st_mode & stat.S_IWOTH != 0
-    if folder.st_uid not in trusted or (is_for_all and not folder.st_mode & stat.S_ISVTX):
+    is_sticky = folder.st_mode & stat.S_ISVTX != 0
+    if not is_ours(folder) or (is_for_all and not is_sticky):
         raise PermissionError(errno.EPERM, f"other users can exchange {plain(name)}")
     # what lies in a sticky folder for all, such as /tmp, is its owner's
     needs_owner = is_for_all or not stat.S_ISREG(info.st_mode)
-    if needs_owner and info.st_uid not in trusted:
+    if needs_owner and not is_ours(info):
         raise PermissionError(errno.EPERM, f"{plain(name)} is another user's")
 
 
-def open_safely(path, folder=None):
+def open_safely(path):
     """Return a descriptor, to read from, of what a path leads to; OSError where another user may.
 
-    It is opened part by part from a folder that is held (`folder`, a descriptor, for a relative
-    path), so that no part can be exchanged between its check and its opening. Links are followed
-    here; they, and all folders on the way, must belong to root or the caller.
+    It is opened part by part from a folder that is held, so that no part can be exchanged between
+    its check and its opening. Links are followed here; they, and all folders on the way, must
+    belong to root or the caller.
     """
     passing = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
-    held = os.open("/", passing) if folder is None else os.dup(folder)
+    held = os.open("/", passing)
     names = path.split("/")[::-1]
     links = 0
     try:
@@ -2383,28 +2388,31 @@ def open_safely(path, folder=None):
     return held
 
 
-def _read_whole(descriptor):
-    """Return the bytes of a regular file, at most one more than an offer may have; close it."""
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        return file.read(MAX_OFFER + 1)
+def read_regular(descriptor, limit):
+    """Return the bytes of an open file, closed then; ValueError where it is not regular or long."""
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
+            raise ValueError(f"it is no regular file of at most {limit} bytes")
+        return os.read(descriptor, info.st_size)  # a buffer of `limit` would cost more
+    finally:
+        os.close(descriptor)
+
+
+def read_safely(path, limit):
+    """Return the bytes of a regular file that open_safely() opens; OSError, ValueError."""
+    return read_regular(open_safely(path), limit)
 
 
 def _read_medium(path):
     """Return the bytes of a PEM file, or of fullchain.pem and privkey.pem in a folder."""
-    descriptor = open_safely(path)
-    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-        return _read_whole(descriptor)
-    try:
-        contents = []
-        for name in ("fullchain.pem", "privkey.pem"):
-            if name == "fullchain.pem" or name in os.listdir(descriptor):
-                member = open_safely(name, descriptor)
-                contents.append(_read_whole(member))
-        return b"\n".join(contents)
-    finally:
-        os.close(descriptor)
+    if os.path.isfile(path):
+        return read_safely(path, MAX_OFFER)
+    data = read_safely(path + "/fullchain.pem", MAX_OFFER)
+    key_path = path + "/privkey.pem"
+    if os.path.lexists(key_path):
+        data += b"\n" + read_safely(key_path, MAX_OFFER)
+    return data
 
 
 def _run_command(command, seconds, environment, config):
@@ -2630,8 +2638,8 @@ _STORE_ROOTS = {"vault": "VAULT_CACERT", "azure": "SSL_CERT_FILE"}
 def _read_setting(name, path):
     """Return the text of a file that a store's setting names, which nobody can't read; Failure."""
     try:
-        return _read_whole(open_safely(path)).decode("ascii", "ignore").strip()
-    except OSError as error:
+        return read_safely(path, MAX_OFFER).decode("ascii", "ignore").strip()
+    except (OSError, ValueError) as error:
         words = f"needs {name}, and {path} cannot be read ({words_of(error).lower()})"
         raise Failure("unreachable", words, "Is it in place?")
 
@@ -2968,9 +2976,9 @@ def graver(one, other):
 # --------------------------------------------------------------------------------------------------
 
 
-def storage_failure(error, where="the config dir"):
-    """Return the Failure of an OSError: the path, or `where` for calls that tell none, and why."""
-    path = error.filename2 or error.filename or where
+def storage_failure(error):
+    """Return the Failure of an OSError: the path, where the call tells one, and why."""
+    path = error.filename2 or error.filename or "the config dir"
     hints = {
         errno.ENOSPC: "Free some space",
         errno.EROFS: "Remount it writable",
@@ -2986,7 +2994,7 @@ def storage_failure(error, where="the config dir"):
 
 def _refuse_foreign(path, info):
     """Raise Failure where a file or folder is another user's, or others can write it."""
-    if info.st_uid not in (0, os.geteuid()):
+    if not is_ours(info):
         raise Failure(
             None, f"{path} belongs to uid {info.st_uid}", f"Try: chown root {shell_quote(path)}"
         )
@@ -2998,10 +3006,8 @@ def _refuse_foreign(path, info):
 @memoized  # a thousand lineages share three of their four folders
 def check_folder(path):
     """Raise Failure where a folder or hook, or its link, is another user's or open to others."""
-    info = os.lstat(path)
-    _refuse_foreign(path, info)
-    if stat.S_ISLNK(info.st_mode):
-        _refuse_foreign(path, os.stat(path))
+    _refuse_foreign(path, os.lstat(path))
+    _refuse_foreign(path, os.stat(path))
 
 
 def list_folder(folder):
@@ -3012,66 +3018,51 @@ def list_folder(folder):
         return []
 
 
-def _read_all(descriptor, path, limit):
-    """Return (bytes, stat) of an open regular file, which is closed then; or Failure."""
-    try:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > limit:
-            raise Failure(None, f"{path} is no regular file of at most {limit} bytes", "Look at it")
-        return os.read(descriptor, info.st_size), info  # a buffer of `limit` would cost more
-    finally:
-        os.close(descriptor)
-
-
 def _read_plain(path, limit):
-    """Return (bytes, stat) of a regular file that is no link; or Failure, OSError."""
+    """Return the bytes of a regular file that is no link, in a checked folder; OSError, ValueError.
+
+    This takes one call where open_safely() takes four for each folder on the way.
+    """
     # O_NONBLOCK: a planted FIFO would wait for its writer for ever
-    return _read_all(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), path, limit)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    return read_regular(os.open(path, flags), limit)
 
 
 def read_text(path):
-    """Return the text of a record that nobody else can write."""
-    if os.path.islink(path):
-        raise Failure(None, f"{path} is a link", "Put the file itself there")
-    data, info = _read_plain(path, MAX_RECORD)
+    """Return the text of a record that nobody else can write; Failure, OSError."""
+    info = os.lstat(path)
+    if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_RECORD:
+        words = f"{path} is no regular file of at most {MAX_RECORD} bytes"
+        raise Failure(None, words, "Put the file itself there")
     _refuse_foreign(path, info)
-    return os.fsdecode(data)  # as arguments are
-
-
-def _refuse_open_to_all(path, info):
-    """Raise ValueError where a file or folder is another user's, or everybody can write it."""
-    if info.st_uid not in (0, os.geteuid()):
-        raise ValueError(f"{path} belongs to uid {info.st_uid}")
-    if info.st_mode & 0o002 and not info.st_mode & stat.S_ISVTX:
-        raise ValueError(f"everybody can write {path}")
+    return os.fsdecode(_read_plain(path, MAX_RECORD))  # as arguments are
 
 
 def read_roots(path):
     """Return the Certificates of a --ca-file, None without one; or Failure (untrusted).
 
-    Who can change it decides what is trusted: it, and each folder above it, must belong to root or
-    the caller and not be writable by everybody.
+    Who can change it decides what is trusted: open_safely() sees to the folders above it.
     """
     if path is None:
         return None
     try:
         # opened as the caller, since its folder may be closed to nobody
-        data, info = _read_all(open_safely(path), path, 4 * MAX_OFFER)
-        _refuse_open_to_all(path, info)
-        folder = os.path.realpath(path)
-        while folder != "/":
-            folder = os.path.dirname(folder)
-            _refuse_open_to_all(folder, os.stat(folder))
-        roots = tuple(map(parse_certificate, read_pem(data, most=MAX_ROOTS)[0]))
-    except (OSError, ValueError, Failure) as error:
+        descriptor = open_safely(path)
+        info = os.fstat(descriptor)
+        data = read_regular(descriptor, 4 * MAX_OFFER)
+        if info.st_mode & stat.S_IWOTH or not is_ours(info):
+            raise PermissionError(errno.EPERM, "other users can change it")
+        ders = read_pem(data, most=MAX_ROOTS)[0]
+        if not ders:
+            raise ValueError("there is no certificate in PEM form in it")
+        return tuple(map(parse_certificate, ders))
+    except (OSError, ValueError) as error:
+        hint = "Give a file of roots"
+        if isinstance(error, PermissionError):
+            name = shell_quote("/etc/ssl/" + os.path.basename(path))
+            hint = f"Try: install -m 644 {shell_quote(path)} /etc/ssl/, then --ca-file {name}"
         words = f"the --ca-file {path} cannot be used ({words_of(error)})"
-        name = shell_quote("/etc/ssl/" + os.path.basename(path))
-        hint = f"Try: install -m 644 {shell_quote(path)} /etc/ssl/, then --ca-file {name}"
         raise Failure("untrusted", words, hint)
-    if not roots:
-        words = f"there is no certificate in PEM form in the --ca-file {path}"
-        raise Failure("untrusted", words, "Give a file of roots")
-    return roots
 
 
 # How files are written
@@ -3171,14 +3162,20 @@ def _set_link(target, path):
     _replace(path, hidden, lambda: os.symlink(target, hidden))
 
 
-def make_folder(path, mode=None):
-    """Make a folder, with the mode of its parent but closed to other writers; or check it."""
+def make_folder(path, widest=0o2755):
+    """Make a folder with the mode of its parent, but none wider than `widest`; or check it."""
     if not os.path.lexists(path):
         os.mkdir(path, 0o700)
         parent = os.path.dirname(path)
-        os.chmod(path, mode or stat.S_IMODE(os.stat(parent).st_mode) & 0o2755)
+        os.chmod(path, stat.S_IMODE(os.stat(parent).st_mode) & widest)
         _sync(parent)
     check_folder(path)
+
+
+def _make_folders(place):
+    """Make the folders of certificates and keys that are missing; Failure where one is not ours."""
+    for path in (place.config, place.archive, place.config + "/live", place.live):
+        make_folder(path)
 
 
 def remove_litter(folder):
@@ -3195,7 +3192,6 @@ def remove_litter(folder):
 
 def save_state(place, state):
     """Write NAME.state in one rename."""
-    make_folder(place.records, 0o700)  # a hook may hold a password
     write_file(place.state, os.fsencode(format_state(state)))
 
 
@@ -3206,7 +3202,6 @@ def touch_state(place, now):
 
 def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
-    make_folder(place.records, 0o700)
     text = ""
     if os.path.lexists(place.conf):
         text = read_text(place.conf)
@@ -3224,31 +3219,32 @@ def lock(config, in_hook, dry_run):
 
     records = config + "/certferry"
     path = records + "/.lock"
-    if dry_run and not os.path.lexists(path):
-        return
+    flags = os.O_RDWR | os.O_NOFOLLOW
     if not dry_run:
-        make_folder(records, 0o700)
-    flags = os.O_RDWR | os.O_NOFOLLOW | (0 if dry_run else os.O_CREAT)
+        make_folder(records, 0o700)  # a hook may hold a password
+        flags |= os.O_CREAT
+    elif not os.path.lexists(path):
+        return
     descriptor = os.open(path, flags, 0o600)
-    for _ in range(LOCK_SECONDS * 10):
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if in_hook:
-                break
-            time.sleep(0.1)
-    if in_hook:
-        raise Failure(
-            None,
-            "the run that started this hook holds the lock, and waits for the hook",
-            "Start certferry after it, for example: systemctl start --no-block certferry.service",
-        )
-    raise Failure(
-        None,
-        f"another run has held {path} for over {LOCK_SECONDS} s",
-        f"Wait for it, or see what it does: fuser -v {shell_quote(path)}",
-    )
+            pass
+        if in_hook:
+            raise Failure(
+                None,
+                "the run that started this hook holds the lock, and waits for the hook",
+                "Start certferry after it, for example: "
+                "systemctl start --no-block certferry.service",
+            )
+        if time.monotonic() >= deadline:
+            words = f"another run has held {path} for over {LOCK_SECONDS} s"
+            hint = f"Wait for it, or see what it does: fuser -v {shell_quote(path)}"
+            raise Failure(None, words, hint)
+        time.sleep(0.1)
 
 
 # Keys
@@ -3257,22 +3253,35 @@ def lock(config, in_hook, dry_run):
 def public_key_of(path):
     """Return the public key (DER) of a private key file; UnusableKey with why not."""
     try:
-        data, _ = _read_all(open_safely(path), path, MAX_KEY)
-    except Failure as failure:
-        raise UnusableKey(str(failure), failure.hint)
+        return public_half(read_safely(path, MAX_KEY), trusted=True)
+    except ValueError as error:
+        raise UnusableKey(f"{path} cannot be used: {error}", "Put the right one there")
     except OSError as error:
         if error.errno != errno.EPERM:  # which open_safely() says of another user's folder or link
             raise
         raise UnusableKey(f"{path}: {words_of(error)}", "Put the file itself there")
-    try:
-        return public_half(data, trusted=True)
-    except ValueError as error:
-        raise UnusableKey(f"{path} cannot be used: {error}", "Put the right one there")
+
+
+def _own_key(path):
+    """Return the public key (DER) of a private key file of root's or the caller's; UnusableKey."""
+    public = public_key_of(path)
+    if not is_ours(os.stat(path)):  # a service that may read its key brings none
+        words = f"{path} is another user's key"
+        raise UnusableKey(words, f"If it is right: chown root {shell_quote(path)}")
+    return public
 
 
 def fits(public_key, leaf):
     """Say whether a public key, as openssl printed it, is a leaf's."""
     return public_key == leaf.public_key or public_key == leaf_public_key(leaf.der)
+
+
+def _is_key_for(path, leaf):
+    """Say whether there is a file with the private key of a leaf."""
+    try:
+        return fits(public_key_of(path), leaf)
+    except (FileNotFoundError, UnusableKey):
+        return False
 
 
 def key_record(path, leaf):
@@ -3283,15 +3292,10 @@ def key_record(path, leaf):
 
 
 def key_pem(key):
-    """Return the PEM bytes of a private key, a path or a Secret."""
+    """Return the PEM bytes of a private key, a path or a Secret; OSError, ValueError."""
     if isinstance(key, Secret):
         return key.pem
-    return _read_all(open_safely(key), key, MAX_KEY)[0]
-
-
-def _is_ours(path):
-    """Say whether a file belongs to root or the caller: another user brings no key."""
-    return os.stat(path).st_uid in (0, os.geteuid())
+    return read_safely(key, MAX_KEY)
 
 
 def staged_path(place, public_key):
@@ -3301,16 +3305,8 @@ def staged_path(place, public_key):
 
 def stage_key(place, pem, public_key):
     """Put a private key (PEM bytes) into live/NAME, where it waits for an offer that fits it."""
-    for folder in (place.config, place.config + "/live", place.live):
-        make_folder(folder)
-    path = staged_path(place, public_key)
-    try:
-        is_there = key_pem(path) == pem
-    except (OSError, Failure):
-        is_there = False
-    if not is_there:
-        write_file(path, pem)
-    return path
+    _make_folders(place)
+    write_file(staged_path(place, public_key), pem)
 
 
 def remove_staged(in_service):
@@ -3318,12 +3314,8 @@ def remove_staged(in_service):
     if not in_service.is_whole:
         return in_service
     waiting = []
-    for path in filter(os.path.exists, in_service.staged):
-        try:
-            is_in_service = fits(public_key_of(path), in_service.leaf)
-        except UnusableKey:  # told where keys are compared
-            is_in_service = False
-        if is_in_service:
+    for path in in_service.staged:
+        if _is_key_for(path, in_service.leaf):
             _remove(path)
         else:
             waiting.append(path)
@@ -3356,64 +3348,59 @@ def pointed_number(place):
     """Return the number of the version that .current leads to, None where it leads to none."""
     try:
         target = os.readlink(place.pointer)
+        number = _number_in(place, target)
+        # live, or live/NAME, may be a link to elsewhere
+        folder = os.path.join(place.live, os.path.dirname(target))
+        if os.path.samefile(folder, place.archive):
+            return number
     except OSError:
-        return None  # no link: nothing there, or a folder
-    number = _number_in(place, target)
-    if number is None:
-        return None
-    if target == f"../../archive/{place.name}@{number}" and not os.path.islink(place.live):
-        return number
-    # live, or live/NAME, may be a link to elsewhere
-    folder = os.path.join(os.path.realpath(place.live), os.path.dirname(target))
-    if os.path.realpath(folder) == os.path.realpath(place.archive):
-        return number
+        pass  # no link: nothing there, or a folder
     return None
 
 
 @functools.lru_cache(maxsize=256)  # one wildcard certificate may be in many lineages
 def _parse_chain(data):
-    """Return (leaf as Certificate, chain as DER) of PEM bytes; ValueError where there is none."""
-    ders = read_pem(data)[0]
-    if not ders:
-        raise ValueError("it holds no certificate")
-    return parse_certificate(ders[0]), tuple(ders[1:])
-
-
-def load_version(place, number):
-    """Return a Version from the archive; None where its certificates are missing or damaged."""
-    folder = place.version(number)
+    """Return (leaf as Certificate, chain as DER) of PEM bytes, (None, ()) where it is damaged."""
     try:
-        check_folder(folder)
-        leaf, chain = _parse_chain(_read_plain(folder + "/fullchain.pem", MAX_OFFER)[0])
-    except (FileNotFoundError, NotADirectoryError, ValueError, Failure):
-        return None
-    return Version(number, leaf, chain, os.path.lexists(folder + "/rolled-back"))
+        ders = read_pem(data)[0]
+        if ders:
+            return parse_certificate(ders[0]), tuple(ders[1:])
+    except ValueError:
+        pass
+    return None, ()
 
 
 def load_versions(place):
-    """Return the versions in the archive that can be read, the newest first."""
-    versions = [load_version(place, number) for number in version_numbers(place)]
-    return [version for version in versions if version]
+    """Return the versions in the archive whose certificates can be read, the newest first."""
+    versions = []
+    for number in version_numbers(place):
+        folder = place.version(number)
+        try:
+            check_folder(folder)
+            leaf, chain = _parse_chain(_read_plain(folder + "/fullchain.pem", MAX_OFFER))
+        except (FileNotFoundError, NotADirectoryError, ValueError, Failure):
+            continue
+        if leaf:
+            is_marked = os.path.lexists(folder + "/rolled-back")
+            versions.append(Version(number, leaf, chain, is_marked))
+    return versions
 
 
 def version_key(place, version):
     """Return the path of the private key of a version, None where it has none that fits."""
     path = place.version(version.number) + "/privkey.pem"
-    try:
-        if fits(public_key_of(path), version.leaf):
-            return path
-    except (FileNotFoundError, UnusableKey):
-        pass
+    if _is_key_for(path, version.leaf):
+        return path
     return None
 
 
 def read_pending(place, number):
     """Return the hooks that a version owes, None where nothing is pending."""
     try:
-        data, _ = _read_plain(place.version(number) + "/pending", MAX_RECORD)
+        text = read_text(place.version(number) + "/pending")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return tuple(hook for hook in os.fsdecode(data).split("\n") if hook)
+    return tuple(hook for hook in text.split("\n") if hook)
 
 
 def _pending_bytes(hooks):
@@ -3423,27 +3410,31 @@ def _pending_bytes(hooks):
 
 def _mark(place, number, name, data):
     """Write a small file into a version; its temporary name is where the next run looks for it."""
+    folder = place.version(number)
+    hidden = _hidden(f"{folder}.{name}")
+    _replace(f"{folder}/{name}", hidden, lambda: _create(hidden, data, 0o600))
+    _sync(folder)
+
+
+def _unmark(place, number, name):
+    """Remove such a file, if it is there."""
     path = f"{place.version(number)}/{name}"
-    hidden = f"{place.archive}/.{place.name}@{number}.{name}{LITTER}"
-    _replace(path, hidden, lambda: _create(hidden, data, 0o600))
-    _sync(os.path.dirname(path))
-
-
-def write_pending(place, number, hooks):
-    """Make a version owe these hooks; None makes it owe nothing."""
-    path = place.version(number) + "/pending"
-    if hooks is not None:
-        _mark(place, number, "pending", _pending_bytes(hooks))
-    elif os.path.lexists(path):
+    if os.path.lexists(path):
         _remove(path)
         _sync(os.path.dirname(path))
 
 
+def write_pending(place, number, hooks):
+    """Make a version owe these hooks; None makes it owe nothing."""
+    if hooks is None:
+        _unmark(place, number, "pending")
+    else:
+        _mark(place, number, "pending", _pending_bytes(hooks))
+
+
 def forget_rollback_mark(place, number):
     """Remove the mark of a rollback that was killed before its rename: it means nothing here."""
-    path = place.version(number) + "/rolled-back"
-    if os.path.lexists(path):
-        _remove(path)
+    _unmark(place, number, "rolled-back")
 
 
 # What is in service
@@ -3457,89 +3448,86 @@ def _is_link(place, name):
         return False
 
 
-def _shown_paths(place, number):
-    """Return {name: path} of the files behind the four live names.
+def _shown_path(place, number, name):
+    """Return the file behind a live name.
 
     A name that is missing is taken from the current version, whose link it will become.
     """
-    paths = {}
-    for name in MEMBERS:
-        path = place.member(name)
-        if number is not None and (_is_link(place, name) or not os.path.lexists(path)):
-            path = f"{place.version(number)}/{name}"
-        paths[name] = path
-    return paths
+    path = place.member(name)
+    if number is None:
+        return path
+    if _is_link(place, name) or not os.path.lexists(path):
+        return f"{place.version(number)}/{name}"
+    return path
 
 
 def _read_shown(place, path):
-    """Return the bytes behind a live name, None where there is no file; or Failure, OSError."""
-    is_version = path.startswith(place.archive + "/")
+    """Return the bytes behind a live name, none of what is missing or no regular file; OSError."""
+    read = read_safely
+    if path.startswith(place.archive + "/"):
+        read = _read_plain
     try:
-        if is_version:
-            return _read_plain(path, MAX_OFFER)[0]
-        return _read_all(open_safely(path), path, MAX_OFFER)[0]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except Failure:
-        return b"no regular file"  # it is damaged, like one with other bytes
+        return read(path, MAX_OFFER)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return b""
 
 
-def _parse_shown(data):
-    """Return (leaf, chain) of the bytes of a certificate file, (None, ()) where it is damaged."""
-    try:
-        return _parse_chain(data or b"")
-    except ValueError:
-        return None, ()
+def _shown_files(place, number):
+    """Return {name: bytes} of fullchain.pem, and of cert.pem and chain.pem where they are needed.
+
+    Failure where one holds a private key.
+    """
+    files = {"fullchain.pem": b""}
+    for name in MEMBERS[:3]:
+        if number is None and not os.path.lexists(place.member(name)):
+            continue  # whoever put the others there does not need it
+        path = _shown_path(place, number, name)
+        files[name] = _read_shown(place, path)
+        if b"PRIVATE KEY-----" in files[name]:
+            raise Failure(
+                None,
+                f"{path} holds a private key, which everybody could read in a copy",
+                "Take the key out of that file, and put it into privkey.pem",
+            )
+    return files
 
 
-def _certificate_flaw(place, paths, files, leaf, chain):
-    """Return what is wrong with the three certificate files beside a leaf and chain, or ""."""
-    if files["fullchain.pem"] is None:
-        return "has no fullchain.pem"
-    if _parse_shown(files["fullchain.pem"])[0] != leaf:
-        return "has a damaged fullchain.pem"
-    wanted = {"cert.pem": (leaf.der,), "chain.pem": chain}
-    for name, ders in wanted.items():
-        data = files[name]
-        if data is None:
-            if os.path.lexists(place.member(name)) or paths[name] != place.member(name):
-                return f"has no file behind {name}"
-            continue  # not needed by whoever put the others there
+def _certificate_flaw(files, leaf, chain):
+    """Return what is wrong with certificate files that show a leaf and chain, or ""."""
+    for name, data in files.items():
+        flaw = f"has no usable {name}"
         try:
             found = read_pem(data)[0]
         except ValueError:
-            return f"has a damaged {name}"
-        if name == "cert.pem":
-            found = found[:1]
-        if not set(ders).issubset(found):
-            return f"has another certificate in {name}"
+            return flaw
+        is_right = found[:1] == [leaf.der]
+        if name == "chain.pem":
+            is_right = set(chain).issubset(found)
+        if not is_right:
+            return flaw
     return ""
 
 
-def _shown_certificates(place, paths):
+def _shown_certificates(place, number):
     """Return (leaf, chain, what is wrong) of the certificate files behind the live names."""
-    files = {name: _read_shown(place, paths[name]) for name in MEMBERS[:3]}
-    for name, data in files.items():
-        if b"PRIVATE KEY-----" in (data or b""):
-            raise Failure(
-                None,
-                f"{paths[name]} holds a private key, which everybody could read in a copy",
-                "Take the key out of that file, and put it into privkey.pem",
-            )
-    whole, cert, rest = files["fullchain.pem"], files["cert.pem"], files["chain.pem"]
-    leaf, chain = _parse_shown(whole)
-    if leaf and whole == (cert or b"") + (rest or b""):
-        return leaf, chain, ""  # as certferry and certbot write them
+    files = _shown_files(place, number)
+    whole = files["fullchain.pem"]
+    parts = files.get("cert.pem", b"") + files.get("chain.pem", b"")
+    leaf, chain = _parse_chain(whole)
     if leaf is None:
-        leaf, chain = _parse_shown((cert or b"") + (rest or b""))
+        leaf, chain = _parse_chain(parts)
     if leaf is None:
         return None, (), "has no certificate that can be read"
-    return leaf, chain, _certificate_flaw(place, paths, files, leaf, chain)
+    if whole == parts:  # as certferry and certbot write them
+        return leaf, chain, ""
+    return leaf, chain, _certificate_flaw(files, leaf, chain)
 
 
 def _key_flaw(path, leaf, fitting):
-    """Return what is wrong with the key file in service, or ""; `fitting` is the key_record() of
-    one that was seen to fit."""
+    """Return what is wrong with the file that is to have the key of a leaf, or "".
+
+    `fitting` is the key_record() of one that was seen to fit.
+    """
     if not os.path.exists(path):
         return "has no private key"
     if fitting == key_record(path, leaf):
@@ -3554,44 +3542,46 @@ def _key_flaw(path, leaf, fitting):
 
 def look(place, fitting=""):
     """Return the InService that live/NAME/ shows, whatever it is made of; or Failure, OSError."""
-    for folder in (place.config + "/live", place.live):
-        if os.path.lexists(folder):
-            check_folder(folder)
     number = pointed_number(place)
-    if number is not None and os.path.lexists(place.version(number)):
-        check_folder(place.version(number))
-    paths = _shown_paths(place, number)
-    linked = number is not None and all(_is_link(place, name) for name in MEMBERS)
-    leaf, chain, flaw = _shown_certificates(place, paths)
-    key_path = paths["privkey.pem"]
+    folders = [place.config + "/live", place.live]
+    if number is not None:
+        folders.append(place.version(number))
+    for folder in filter(os.path.lexists, folders):
+        check_folder(folder)
+    owed = None
+    linked = False
+    if number is not None:
+        owed = read_pending(place, number)
+        linked = all(_is_link(place, name) for name in MEMBERS)
+    leaf, chain, flaw = _shown_certificates(place, number)
+    key_path = _shown_path(place, number, "privkey.pem")
     if leaf:
-        flaw = _key_flaw(key_path, leaf, fitting) or flaw
+        key_flaw = _key_flaw(key_path, leaf, fitting)
+        if key_flaw:
+            flaw = key_flaw
     if not os.path.exists(key_path):
         key_path = None
     names = list_folder(place.live)
     staged = [name for name in names if name.startswith("privkey-") and name.endswith(".pem")]
-    owed = None
-    if number is not None:
-        owed = read_pending(place, number)
-    return InService(
-        number, leaf, chain, key_path, tuple(map(place.member, staged)), owed, linked, flaw
-    )
+    staged = tuple(map(place.member, staged))
+    return InService(number, leaf, chain, key_path, staged, owed, linked, flaw)
 
 
 def usable_keys(place, in_service, versions):
-    """Return ({public key: path}, [Failure]): the keys that an offer may be for, and those that
-    cannot be used. In service, staged, and of `versions`."""
-    keys, unusable = {}, []
-    paths = [path for path in (in_service.key_path, *in_service.staged) if path]
-    paths = filter(os.path.exists, paths)  # a dry run stages nothing, and links may lead nowhere
-    for path in paths:
+    """Return ({public key: path}, [Failure]): the keys that an offer may be for, and what is none.
+
+    In service, staged, and of `versions`.
+    """
+    keys = {}
+    unusable = []
+    brought = in_service.staged
+    if in_service.is_whole:
+        keys[public_key_of(in_service.key_path)] = in_service.key_path
+    elif in_service.key_path:
+        brought = (in_service.key_path, *brought)
+    for path in filter(os.path.exists, brought):  # a dry run stages nothing
         try:
-            public = public_key_of(path)
-            fitting = in_service.is_whole and path == in_service.key_path
-            if not fitting and not _is_ours(path):
-                words = f"{path} is another user's key"
-                raise UnusableKey(words, f"If it is right: chown root {shell_quote(path)}")
-            keys.setdefault(public, path)
+            keys.setdefault(_own_key(path), path)
         except UnusableKey as failure:
             unusable.append(failure)
     for version in versions:
@@ -3610,10 +3600,10 @@ def _model_of(in_service):
     if path is None or in_service.is_whole:
         return path
     try:
-        public_key_of(path)
+        _own_key(path)
     except UnusableKey:
         return None  # what is no key passes no mode on
-    return path if _is_ours(path) else None
+    return path
 
 
 def _make_version(place, in_service, leaf, chain, key, owed):
@@ -3622,12 +3612,10 @@ def _make_version(place, in_service, leaf, chain, key, owed):
     The key, a path or a Secret, becomes like the one that it replaces, the folder like the one
     before. Killed at any point, there is litter, or a version that was never in service.
     """
-    for folder in (place.config, place.archive, place.config + "/live", place.live):
-        make_folder(folder)
+    _make_folders(place)
     number = next_number(place)
     folder = place.version(number)
     hidden = _hidden(folder)
-    quietly(_remove, hidden)
     os.mkdir(hidden, 0o700)
     try:
         _create(hidden + "/cert.pem", to_pem([leaf.der]), 0o644)
@@ -3677,45 +3665,32 @@ def _point_to(place, number):
     _sync(place.live)  # or a power cut could leave links to a .current that is not there
 
 
+def _link_name(place, name):
+    """Make a live name a link through .current."""
+    _set_link(".current/" + name, place.member(name))
+
+
 def _link_names(place):
     """Make each live name a link through .current, the key first."""
     for name in reversed(MEMBERS):
         if not _is_link(place, name):
-            _set_link(".current/" + name, place.member(name))
+            _link_name(place, name)
     _sync(place.live)
 
 
 def link_missing_names(place):
-    """Make the live names that are missing links through .current; return their paths."""
-    missing = [place.member(name) for name in MEMBERS if not os.path.lexists(place.member(name))]
-    for path in missing:
-        _set_link(".current/" + os.path.basename(path), path)
+    """Make the live names that are missing links through .current; return these names."""
+    missing = [name for name in MEMBERS if not os.path.lexists(place.member(name))]
+    for name in missing:
+        _link_name(place, name)
     return missing
-
-
-def _put_aside(place, in_service):
-    """Keep a private key in service that fits nothing: staged, or beside where it is no use."""
-    path = in_service.key_path
-    if path is None:
-        return
-    try:
-        if not _is_ours(path):
-            raise UnusableKey(f"{path} is another user's key", "")
-        public = public_key_of(path)
-    except UnusableKey:
-        if path == place.member("privkey.pem"):
-            os.rename(path, _free_name(path + ".damaged"))
-        return
-    known = [version for version in load_versions(place) if fits(public, version.leaf)]
-    if not any(version_key(place, version) for version in known):
-        stage_key(place, key_pem(path), public)
 
 
 def _shows_version(place, number):
     """Say whether every live name shows the bytes of a version."""
     for name in MEMBERS:
         shown = _read_shown(place, place.member(name))
-        if shown is None or shown != _read_shown(place, f"{place.version(number)}/{name}"):
+        if shown != _read_shown(place, f"{place.version(number)}/{name}"):
             return False
     return True
 
@@ -3723,21 +3698,20 @@ def _shows_version(place, number):
 def settle(place, in_service):
     """Make the four live names links through .current while they go on showing the same.
 
-    What is shown is whole, or nothing is shown:
     (a) four links: nothing to do;
     (b) no certificate is shown: names that are missing become links, dangling until the rename;
     (c) every name has the bytes of the current version: it becomes a link;
     (d) else a version is made of what is shown, .current leads to it, names become links.
     Every mixture on the way shows the same leaf and key, and a name that the disk does not let be
-    replaced ends it there.
+    replaced ends it there. What is not whole is not worth a version, and stays.
     """
     if in_service.linked:  # (a)
         return
     _clear_pointer(place)
     if in_service.leaf is None:  # (b)
-        for folder in (place.config, place.config + "/live", place.live):
-            make_folder(folder)
+        _make_folders(place)
         link_missing_names(place)
+    if not in_service.is_whole:
         return
     if in_service.number is None or not _shows_version(place, in_service.number):  # (d)
         leaf, chain, key = in_service.leaf, in_service.chain, in_service.key_path
@@ -3745,18 +3719,40 @@ def settle(place, in_service):
     _link_names(place)  # (c)
 
 
-def _keep_other_key(place, in_service, leaf):
-    """Put the key in service aside unless it is the one that goes into service with a leaf."""
-    if in_service.key_path is None:
+def _put_key_aside(place, in_service, leaf):
+    """Keep the private key in service unless it is that of a leaf that goes into service.
+
+    It is staged, where no version has it, or renamed where it is of no use.
+    """
+    path = in_service.key_path
+    if path is None or _is_key_for(path, leaf):
         return
     try:
-        if fits(public_key_of(in_service.key_path), leaf):
-            return
+        public = _own_key(path)
     except UnusableKey:
-        pass
-    _put_aside(place, in_service)
-    if in_service.leaf is None and os.path.lexists(place.member("privkey.pem")):
-        _set_link(".current/privkey.pem", place.member("privkey.pem"))
+        if path == place.member("privkey.pem"):
+            os.rename(path, _free_name(path + ".damaged"))
+    else:
+        known = [version for version in load_versions(place) if fits(public, version.leaf)]
+        if not any(version_key(place, version) for version in known):
+            stage_key(place, key_pem(path), public)
+    if in_service.leaf is None:
+        _link_name(place, "privkey.pem")
+
+
+def _go_live(place, in_service, number, leaf):
+    """Make a version with this leaf the current one in one rename; return the InService then.
+
+    In place of `in_service`, which is settled or not whole.
+    """
+    if not in_service.is_whole:
+        _put_key_aside(place, in_service, leaf)
+    _point_to(place, number)  # the one instant of change
+    if not in_service.is_whole:  # else there are links, or a new key was put there just now
+        _link_names(place)
+    for name in MEMBERS:  # inotify through a link sees nothing else
+        os.utime(place.member(name), follow_symlinks=False)
+    return look(place, key_record(place.version(number) + "/privkey.pem", leaf))
 
 
 def rollback_target(place, in_service, now):
@@ -3799,22 +3795,12 @@ def install(place, in_service, leaf, chain, key, owed, now):
     1. settle, so that the live names are links that show what they showed before
     2. and 3. make the version, with the hooks that it owes, and rename it into place
     4. rename .current: the one instant of change
-    5. make links of what was no link; touch the links' own times, since inotify through a link
-       sees nothing else; remove the staged key that has become the key; prune
+    5. make links of what was no link, and touch them; remove the staged key that has become the
+       key; prune
     """
-    if in_service.leaf and not in_service.is_whole:
-        _clear_pointer(place)  # what does not fit is not worth a version
-    else:
-        settle(place, in_service)  # 1
+    settle(place, in_service)  # 1
     number = _make_version(place, in_service, leaf, chain, key, owed)  # 2, 3
-    if in_service.flaw:
-        _keep_other_key(place, in_service, leaf)
-    _point_to(place, number)  # 4
-    if not in_service.is_whole:  # 5: else there are links, or a new key was put there just now
-        _link_names(place)
-    for name in MEMBERS:
-        os.utime(place.member(name), follow_symlinks=False)
-    installed = look(place, key_record(place.version(number) + "/privkey.pem", leaf))
+    installed = _go_live(place, in_service, number, leaf)  # 4, 5
     installed = remove_staged(installed)
     _prune(place, installed, now)
     return installed
@@ -3823,22 +3809,45 @@ def install(place, in_service, leaf, chain, key, owed, now):
 def roll_back(place, in_service, target, owed):
     """Make a version (Version) current again, which owes these hooks, and mark the one it leaves.
 
-    `in_service` is settled, or not whole. Killed before the rename, the mark stands in the version
-    in service, where it means nothing: the next run removes it.
+    Killed before the rename, the mark stands in the version in service, where it means nothing:
+    the next run removes it.
     """
-    folder = place.version(target.number)
-    _clear_pointer(place)
+    settle(place, in_service)
     like = _model_of(in_service)
     if like:
-        _dress(folder + "/privkey.pem", like)
+        _dress(place.version(target.number) + "/privkey.pem", like)
     write_pending(place, target.number, owed)
     if os.path.isdir(place.version(in_service.number)):
         _mark(place, in_service.number, "rolled-back", b"")
-    _point_to(place, target.number)
-    _link_names(place)
-    for name in MEMBERS:
-        os.utime(place.member(name), follow_symlinks=False)
-    return look(place, key_record(folder + "/privkey.pem", target.leaf))
+    return _go_live(place, in_service, target.number, target.leaf)
+
+
+def _shake_hands_in_memory(fullchain, key):
+    """Complete a handshake with ourselves as a server that loads these PEM bytes; or Failure."""
+    import _thread
+    import ssl
+
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    paths = []  # pipes, since it only loads files
+    for content in (fullchain, key):
+        read, write = os.pipe()
+        _thread.start_new_thread(open(write, "wb", 0).write, (content,))  # and is closed then
+        paths.append(f"/dev/fd/{read}")
+    try:
+        server.load_cert_chain(*paths, password=lambda: "")
+        up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
+        for end in ends * 6:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                pass  # it is the other end's turn
+        return ends[0].getpeercert(binary_form=True)  # ValueError where they are not through
+    except (ssl.SSLError, ValueError) as error:
+        raise Failure(None, plain(getattr(error, "reason", None) or error))
 
 
 def rehearse(leaf, chain, key):
@@ -3847,37 +3856,10 @@ def rehearse(leaf, chain, key):
     `leaf` is a Certificate, `chain` DER, `key` a path or a Secret. In a process of its own: it
     parses what came from outside, and holds the key. Failure (rehearsal).
     """
-    contents = (to_pem((leaf.der,) + chain), key_pem(key))
-
-    def shake_hands():
-        """Return the leaf that the server's end shows; Failure where the handshake fails."""
-        import _thread
-        import ssl
-
-        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.check_hostname = False
-        client.verify_mode = ssl.CERT_NONE
-        paths = []  # pipes, since it only loads files
-        for content in contents:
-            read, write = os.pipe()
-            _thread.start_new_thread(open(write, "wb", 0).write, (content,))  # and is closed then
-            paths.append(f"/dev/fd/{read}")
-        try:
-            server.load_cert_chain(*paths, password=lambda: "")
-            up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-            ends = [client.wrap_bio(down, up), server.wrap_bio(up, down, server_side=True)]
-            for end in ends * 6:
-                try:
-                    end.do_handshake()
-                except ssl.SSLWantReadError:
-                    pass  # it is the other end's turn
-            return ends[0].getpeercert(binary_form=True)  # ValueError where they are not through
-        except (ssl.SSLError, ValueError) as error:
-            raise Failure(None, plain(getattr(error, "reason", None) or error))
-
+    fullchain = to_pem((leaf.der,) + chain)
+    pem = key_pem(key)
     try:
-        in_own_process(shake_hands, OPENSSL_SECONDS)
+        in_own_process(lambda: _shake_hands_in_memory(fullchain, pem), OPENSSL_SECONDS)
     except Failure as failure:
         raise Failure(
             "rehearsal",

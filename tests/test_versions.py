@@ -803,6 +803,21 @@ class Keys(VersionsCase):
                     key = world.public_key(host.archive(NAME, number, KEY))
                     self.assertNotEqual(self.keys(made().rekeyed), [key])
 
+    @needs_root
+    def test_given_where_another_users_lies(self):
+        """--key is staged in place of the same key that another user brought, and counts."""
+        host = self.fresh()
+        host.lay_versions(made().old, made().current)
+        host.lay_conf()
+        host.offers(made().current)
+        self.assert_told(host.tell(NAME, "--key", made().rekeyed.key), "unchanged")
+        (path,) = self.staged_files(host)
+        os.chown(path, STRANGER, STRANGER)
+        self.assertEqual(0, host.run(NAME, "--key", made().rekeyed.key).status)
+        host.offers(made().rekeyed)
+        self.assert_told(host.tell("renew"), "installed")
+        self.assert_shows(host, made().rekeyed)
+
     def test_key_of_a_version(self):
         """It comes back by --force alone."""
         host = self.fresh()
@@ -1055,6 +1070,17 @@ class Rollback(VersionsCase):
                 left = max(number for number in host.versions() if number > host.current())
                 self.assertTrue(os.path.exists(host.archive(NAME, left, "rolled-back")))
                 self.assertFalse(os.path.exists(host.archive(NAME, host.current(), "pending")))
+
+    def test_unfit_key(self):
+        """A key in live/ that fits nothing is kept where what is left is not whole."""
+        host = self.fresh()
+        host.lay_versions(made().other, made().current)
+        host.lay_conf()
+        os.unlink(host.archive(NAME, 2, KEY))
+        host.lay(made().rekeyed, KEY)
+        self.assert_told(host.tell("rollback", NAME), "installed", version=1)
+        self.assert_shows(host, made().other)
+        self.assertEqual(self.keys(made().rekeyed), host.staged())
 
     def test_line(self):
         """It names both versions."""
@@ -1603,6 +1629,7 @@ class Locking(VersionsCase):
         for command in (("renew",), ("renew", "--dry-run"), ("rollback", NAME), (NAME,)):
             told = self.host.tell(*command, python=hurried)
             self.assert_told(told, "failed")
+            self.assertIn("another run has held", told[0].err)
             self.assertEqual([], world.changed(before, self.host.snapshot()))
 
     def test_killed_holder(self):
