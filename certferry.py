@@ -206,14 +206,15 @@ class Certificate(
 class State(
     collections.namedtuple(
         "State",
-        "result reason detail since runs good source upstream_not_after key_file told told_at",
+        "result reason detail culprit since runs good source key_file told told_at",
     )
 ):
     """What happened last to a lineage, for reports alone.
 
-    `since` and `runs` tell how long the same refusal or failure lasts, `good` is the time of the
-    last good exchange where that was not the last run, `key_file` marks a key file that was seen to
-    fit (a cache), `told` and `told_at` are the health that alert hooks were run for, and when.
+    `culprit` is the source, service or hook that it failed for, or "". `since` and `runs` tell how
+    long the same refusal or failure lasts, `good` is the time of the last good exchange where that
+    was not the last run, `source` what was accepted last. `key_file` marks a key file that was seen
+    to fit (a cache), `told` and `told_at` are the health that alert hooks were run for, and when.
     """
 
 
@@ -328,7 +329,7 @@ class Secret:
 
 
 NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
-NO_STATE = State(None, None, "", None, 0, None, None, None, "", "", None)
+NO_STATE = State(None, None, "", "", None, 0, None, None, "", "", None)
 
 # results after which the options of a command are remembered
 REMEMBERING = ("installed", "unchanged", "pending", "not-due", "deferred")
@@ -342,14 +343,16 @@ class Failure(Exception):
     """What ends a lineage's crossing.
 
     `reason` is a word of the README's table, or None for a broken record, a held lock or a missing
-    program. The message says what is wrong, `hint` what to do about it.
+    program. The message says what is wrong, `hint` what to do about it, `culprit` with which
+    source, service or hook, as far as that is known.
     """
 
-    def __init__(self, reason, message, hint=""):
+    def __init__(self, reason, message, hint="", culprit=""):
         """Keep the words apart."""
         Exception.__init__(self, message)
         self.reason = reason
         self.hint = hint
+        self.culprit = culprit
 
     @property
     def result(self):
@@ -750,11 +753,11 @@ _STATE_READERS = {
     "result": str,
     "reason": str,
     "detail": str,
+    "culprit": str,
     "since": utc_seconds,
     "runs": int,
     "good": utc_seconds,
     "source": str,
-    "upstream-not-after": utc_seconds,
     "key-file": str,
     "told": str,
     "told-at": utc_seconds,
@@ -4399,7 +4402,6 @@ _GAUGES = {
     "last_success_timestamp_seconds": "When a source last confirmed or renewed the certificate.",
     "health": "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
     "pending": "1 while a hook or a service that must show the new leaf is waited for.",
-    "upstream_not_after_timestamp_seconds": "When the certificate accepted last expires.",
     "run_duration_seconds": "How long this run took.",
 }
 
@@ -4412,7 +4414,6 @@ def _gauge_values(outcome, now):
         "last_success_timestamp_seconds": last_good(lineage, now),
         "health": HEALTHS.index(outcome.health.word),
         "pending": int(outcome.in_service.owed is not None),
-        "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
     }
     leaf = outcome.in_service.leaf
     if leaf:
@@ -4435,24 +4436,13 @@ def format_metrics(outcomes, now, seconds):
     return text.encode()
 
 
-def _culprit(outcome):
-    """Return what the last run had trouble with: a hook, a service or a source."""
-    lineage = outcome.lineage
-    state = lineage.state
-    if state.reason == "hook" and outcome.in_service.owed:
-        return ", ".join(outcome.in_service.owed) + " "
-    for source in (*sources_of(lineage), *lineage.options.served_at):
-        if source.text in state.detail:
-            return source.text + " "
-    return ""
-
-
 def _trouble(outcome):
     """Return what went wrong in the last runs, and since when; "" where nothing did."""
     state = outcome.lineage.state
     if state.runs:
-        runs = f"{counted(state.runs, 'run')} {since(state.since, 10)}"
-        return f"{_culprit(outcome)}{state.result} for {runs} ({state.reason or state.detail})"
+        words = f"{state.culprit} {state.result} for {counted(state.runs, 'run')} "
+        words += f"{since(state.since, 10)} ({state.reason or state.detail})"
+        return words.lstrip()
     if state.source and outcome.health.cause == "expiry":
         return f"{state.source} still offers the same certificate"
     return ""
@@ -5110,6 +5100,8 @@ def choose(run, lineage, in_service, exchange):
             offer = ask(run, lineage, source, our_key, exchange)
             choice = examine(run, lineage, in_service, offer)
         except Failure as failure:
+            if failure.reason not in (None, "storage"):  # which are this host's trouble
+                failure.culprit = source.text
             run.report.detail(lineage.name, str(failure))
             gravest = graver(gravest, failure)
         else:
@@ -5127,10 +5119,11 @@ def choose(run, lineage, in_service, exchange):
 def next_state(run, lineage, result, failure, choice):
     """Return the State after a run that ended so; `failure` and `choice` may be None."""
     state = lineage.state._replace(
-        result=result, reason=None, detail="", since=None, runs=0, good=last_good(lineage, run.now)
+        result=result, reason=None, detail="", culprit="", since=None, runs=0
     )
+    state = state._replace(good=last_good(lineage, run.now))
     if choice:
-        state = state._replace(source=choice.source.text, upstream_not_after=choice.leaf.not_after)
+        state = state._replace(source=choice.source.text)
     if choice and is_good(result):
         state = state._replace(good=None)  # which is the time of this run
     if failure is None:
@@ -5140,7 +5133,13 @@ def next_state(run, lineage, result, failure, choice):
     since, runs = run.now, 1
     if (lineage.state.result, lineage.state.reason) == (result, failure.reason):
         since, runs = lineage.state.since, lineage.state.runs + 1
-    return state._replace(reason=failure.reason, detail=plain(failure), since=since, runs=runs)
+    return state._replace(
+        reason=failure.reason,
+        detail=plain(failure),
+        culprit=plain(failure.culprit),
+        since=since,
+        runs=runs,
+    )
 
 
 def can_wait(run, lineage, in_service, failure):
@@ -5261,7 +5260,7 @@ def run_deploy_hooks(run, lineage, in_service, hooks):
         anew = {"deploy-hook": ["CMD" if each == hook else each for each in own]}
         hint = f"To change it: {command_text(lineage.name, anew, run.flags)}"
     words = f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}"
-    return in_service, lines, Failure("hook", words, hint)
+    return in_service, lines, Failure("hook", words, hint, hook)
 
 
 def judge_service(run, lineage, in_service, source, exchange):
@@ -5311,7 +5310,8 @@ def look_at_services(run, lineage, in_service, patience):
                 hint = f"Try: {again(run, lineage, '--force')}"
             fullchain = lineage.place.member("fullchain.pem")
             hint += f". Does the daemon read {fullchain}?"
-            raise Failure("not-served", words + after, hint)
+            places = ", ".join(source.text for source in waiting)
+            raise Failure("not-served", words + after, hint, places)
         time.sleep(0.5)  # reloads are asynchronous
 
 
@@ -5600,7 +5600,8 @@ def finish_crossing(run, begun, crossed):
     except Exception as error:
         failure = failure_of(error)
     if failure and is_installed(begun.in_service, in_service):
-        failure = Failure(failure.reason, f"installed, but {failure}", failure.hint)
+        words = f"installed, but {failure}"
+        failure = Failure(failure.reason, words, failure.hint, failure.culprit)
     return crossed._replace(in_service=in_service, failure=crossed.failure or failure), lines
 
 

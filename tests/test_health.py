@@ -411,6 +411,7 @@ class Lines(unittest.TestCase):
             "result": "refused",
             "reason": "key-mismatch",
             "detail": "the certificate at up.example.net:443 is for another key",
+            "culprit": "up.example.net:443",
             "since": NOW - 7 * DAY,
             "runs": 14,
         }
@@ -422,6 +423,7 @@ class Lines(unittest.TestCase):
         )
         self.assertTrue(line.startswith(wanted), line)
         hook = {"result": "pending", "reason": "hook", "runs": 1, "since": NOW}
+        hook["culprit"] = "systemctl reload x"
         shown = in_service(90 * DAY, owed=("systemctl reload x",))
         line = self.show(outcome(NAME, "warning", "something is pending", shown, **hook))[1][0]
         self.assertIn(f"{NAME}: systemctl reload x pending for 1 run since 2027-01-15 (hook)", line)
@@ -440,7 +442,7 @@ class Lines(unittest.TestCase):
     def test_forging(self):
         """No hook, server or file name makes up performance data, lines or a terminal's colours."""
         nasty = "x | 'b'=9d;1;1\nCERTFERRY OK - \x1b[2J\u202e \"q\""
-        state = {"result": "pending", "reason": "hook", "detail": nasty, "source": nasty}
+        state = {"result": "pending", "reason": "hook", "detail": nasty, "culprit": nasty}
         shown = in_service(90 * DAY, owed=(nasty,))
         for word in ("ok", "warning", "critical", "unknown"):
             bad = outcome(NAME, word, nasty, shown, [nasty], since=NOW, runs=1, **state)
@@ -875,7 +877,6 @@ class Metrics(Scene):
         "last_success_timestamp_seconds",
         "pending",
         "run_duration_seconds",
-        "upstream_not_after_timestamp_seconds",
     ]
 
     def setUp(self):
@@ -908,10 +909,9 @@ class Metrics(Scene):
 
     def test_values(self):
         """Of what is well, pending, never heard of, unknown; a time later than now is left out."""
-        state = {"upstream_not_after": NOW + 5}
         rows = [
-            outcome("a.b", **state),
-            outcome("c.d", "warning", shown=in_service(90 * DAY, owed=()), **state),
+            outcome("a.b"),
+            outcome("c.d", "warning", shown=in_service(90 * DAY, owed=())),
             outcome("e.f", "critical", shown=certferry.NOTHING, result="failed"),
             outcome("g.h", "unknown", shown=certferry.NOTHING),
         ]
@@ -924,7 +924,6 @@ class Metrics(Scene):
         for gauge, names, value in (
             ("certificate_not_before", "a.b c.d", NOW),
             ("certificate_not_after", "a.b c.d", NOW + 90 * DAY),
-            ("upstream_not_after", "a.b c.d", NOW + 5),
             ("last_check", "a.b c.d e.f", NOW),
             ("last_success", "a.b c.d", NOW),
         ):
@@ -1065,7 +1064,7 @@ class Rules(Scene):
         """Three rules, and no metric in them that is never written."""
         path = world.write(os.path.join(self.drop, "rules.yml"), self.rules)
         self.assertIn("3 rules found", self.promtool("check", path))
-        metrics = certferry.format_metrics([outcome(upstream_not_after=NOW)], NOW, 1).decode()
+        metrics = certferry.format_metrics([outcome()], NOW, 1).decode()
         used, written = (
             set(re.findall(r"\bcertferry_\w+", text)) for text in (self.rules, metrics)
         )
