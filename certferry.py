@@ -4164,11 +4164,11 @@ def health_of(lineage, in_service, now):
 
     Where files or the expiry are the cause, `why` goes on from the lineage's name.
     """
-    leaf, options, failure = in_service.leaf, lineage.options, lineage.failure
-    if failure and failure.result == "failed":
-        return Health("unknown", f"cannot be read: {failure}", "files")
+    if lineage.failure and lineage.failure.result == "failed":
+        return Health("unknown", f"cannot be read: {lineage.failure}", "files")
     if not in_service.is_whole:
         return Health("critical", in_service.flaw, "files")
+    leaf, options, state = in_service.leaf, lineage.options, lineage.state
     left = leaf.not_after - now
     expires = _time_left(left)
     for word, share in (("critical", options.critical), ("warning", options.warn)):
@@ -4176,9 +4176,8 @@ def health_of(lineage, in_service, now):
             return Health(word, expires, "expiry")
     if in_service.owed is not None:
         return Health("warning", "something is pending", "pending")
-    state = lineage.state
     if _calls_for_a_person(state):
-        return Health("warning", f"the last run was {state.result} ({state.reason})", "last run")
+        return Health("warning", state.detail, "last run")
     silence = _silence(lineage, leaf, now)
     if silence:
         return Health("warning", silence, "silence")
@@ -4502,9 +4501,10 @@ def _align(rows, headings):
 def _table(outcomes, now, columns):
     """Return the lines of the table; on a narrow terminal without what matters less."""
     rows = [_row(outcome, now) for outcome in outcomes]
-    lines = _align(rows, rows[0])
-    if len(lines[0]) > columns:  # the last column may be longer, and goes on in the next line
-        lines = _align(rows, [each for each in rows[0] if each not in _LESSER_COLUMNS])
+    headings = list(rows[0])
+    lines = _align(rows, headings)
+    if len(lines[0]) > columns:  # the last cell of a row may be longer, and is read in any case
+        lines = _align(rows, [each for each in headings if each not in _LESSER_COLUMNS])
     return lines
 
 
@@ -5433,8 +5433,8 @@ def is_installed(before, in_service):
     """Say whether something else is shown than before, or the same has become whole."""
     if in_service.leaf is None:
         return False
-    shown = (in_service.leaf, in_service.chain)
-    return shown != (before.leaf, before.chain) or before.flaw != in_service.flaw
+    shown = (in_service.leaf, in_service.chain, in_service.flaw)
+    return shown != (before.leaf, before.chain, before.flaw)
 
 
 def result_of(before, crossed):
@@ -5461,8 +5461,11 @@ def conclude(run, begun, crossed, lines):
 
     Options that were given and not remembered change neither state nor health.
     """
-    lineage, choice, problem = crossed.lineage, crossed.choice, crossed.failure or crossed.waiting
+    lineage, choice, source = crossed.lineage, crossed.choice, None
+    if choice:
+        source = choice.source.text
     result = result_of(begun.in_service, crossed)
+    problem = crossed.failure or crossed.waiting
     is_forgotten = run.changes and result not in REMEMBERING
     if is_forgotten:
         problem = not_kept(run, lineage, problem)
@@ -5476,7 +5479,7 @@ def conclude(run, begun, crossed, lines):
         problem=problem,
         said=crossed.said,
         changed=is_changed(begun, lineage, crossed.in_service),
-        source=choice.source.text if choice else None,
+        source=source,
         health=health_of(lineage, crossed.in_service, run.now),
         lines=lines,
     )

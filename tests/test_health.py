@@ -262,10 +262,11 @@ class Clock(unittest.TestCase):
                     with self.subTest(reason, runs=runs):
                         result = certferry.Failure(reason, "").result
                         state = STATE._replace(result=result, reason=reason, runs=runs, good=NOW)
+                        state = state._replace(detail="what it met")
                         found = certferry.health_of(lineage(state), in_service(90 * DAY), NOW + 1)
                         self.assertEqual(found[0], wanted)
                         if wanted == "warning":
-                            self.assertIn(reason, found[1])
+                            self.assertEqual(found[1:], ("what it met", "last run"))
 
     def test_disabled(self):
         """`enabled = no` exempts from silence, and from nothing else."""
