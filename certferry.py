@@ -4351,7 +4351,7 @@ class Reporter:
         _write(descriptor, "".join(lines).encode())
 
     def problem(self, name, message, hint=""):
-        """Write what is wrong and what to do about it: the run has failed."""
+        """Write what is wrong, a Failure or words, and what to do: the run has failed."""
         self.failed = True
         self._complain(3, name, message, hint)
 
@@ -4380,9 +4380,9 @@ class Reporter:
         if problem is None:
             return
         if outcome.result != "deferred":
-            self.problem(name, str(problem), problem.hint)
+            self.problem(name, problem, problem.hint)
         elif not self.quiet:  # a medium that is unplugged mails nobody twice a day
-            self.warning(name, str(problem), problem.hint)
+            self.warning(name, problem, problem.hint)
 
     def document(self, outcomes):
         """Write the one JSON document; the outcomes are sorted by name."""
@@ -5352,7 +5352,7 @@ def run_folder(run, kind, variables, name):
         hooks = hook_files(run.config, kind)
     except OSError as error:
         failure = storage_failure(error)
-        run.report.problem(name, str(failure), failure.hint)
+        run.report.problem(name, failure, failure.hint)
         return False
     has_run = False
     for hook in hooks:
@@ -5826,7 +5826,7 @@ def tell_failure(run, failure):
             problem = not_kept(run, lineage, failure)
         yield inspect(run.now, lineage)._replace(result=problem.result, problem=problem)
     if not lineages:
-        run.report.problem("", str(failure), failure.hint)
+        run.report.problem("", failure, failure.hint)
 
 
 def ferry_all(run):
