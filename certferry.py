@@ -4462,11 +4462,10 @@ def _explain(outcome):
 
 def _pending(outcome):
     """Return what a lineage waits for, and what else there is to know of it."""
-    texts = [_explain(outcome)]
+    texts = [_explain(outcome), *outcome.lines]
     owed = outcome.in_service.owed
-    if owed is not None and outcome.lineage.state.result != "pending":
+    if owed is not None:
         texts.append(f"to run: {', '.join([*owed, 'the look at its services'])}")
-    texts += outcome.lines
     return "; ".join(text for text in texts if text)
 
 
@@ -4509,7 +4508,7 @@ def _table(outcomes, now, columns):
 
 
 def _more(outcome):
-    """Return the lines that `status --verbose` adds for one lineage."""
+    """Return the lines that `status --verbose` adds for one lineage, its options among them."""
     lineage, leaf = outcome.lineage, outcome.in_service.leaf
     lines = ["", lineage.name]
     if leaf:
@@ -4521,8 +4520,8 @@ def _more(outcome):
             f"  key          {describe_key(leaf.public_key)}",
             f"  files        {lineage.place.live}, version {outcome.in_service.number or '-'}",
         ]
-    lines += [f"  hook         {hook}" for hook in lineage.options.deploy_hooks]
-    lines += [f"  served at    {service.text}" for service in lineage.options.served_at]
+    for key, texts in lineage.given.items():
+        lines.append(f"  {key:12} {', '.join(texts)}")
     if outcome.result:
         last_run = f"{_minute(lineage.last_run)} {outcome.result} {_detail(outcome)}"
         lines.append(f"  last run     {last_run.rstrip()}")

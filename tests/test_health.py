@@ -701,14 +701,27 @@ class Status(Scene):
         line = self.there.run("status", python=nobody).out.splitlines()[0]
         self.assertIn("CERTFERRY UNKNOWN - ok.example.com cannot be read", line)
 
+    def without_openssl(self):
+        """How to run the command where there is no openssl."""
+        nothing = {"env": {"PATH": world.scratch(self)}}
+        if shutil.which("openssl", path=certferry.SAFE_PATH):
+            nothing["python"] = self.patched(f"certferry.SAFE_PATH = {self.drop!r}")
+        return nothing
+
+    def test_no_source_is_blamed(self):
+        """For what is missing on this host, though a source was asked before."""
+        self.lineage()
+        self.renew()
+        self.offer(NAME, NEWER)
+        self.assertIn("openssl", self.renew(1, **self.without_openssl()).err)
+        self.assertRegex(self.there.run("status").out, r"  failed for 1 run since .*openssl")
+
     def test_without_openssl(self):
         """A staged key is no matter then; a key that has to be looked at is."""
         self.make("ok")
         name, metrics = "ok.example.com", os.path.join(self.drop, "certferry.prom")
         self.there.key(name, OTHER, "privkey-next.pem")
-        nothing = {"env": {"PATH": world.scratch(self)}}
-        if shutil.which("openssl", path=certferry.SAFE_PATH):
-            nothing["python"] = self.patched(f"certferry.SAFE_PATH = {self.drop!r}")
+        nothing = self.without_openssl()
         result = self.there.run("status", **nothing)
         self.assertEqual((result.status, result.err), (0, ""), result)
         self.assertIn("openssl", result.out)
