@@ -4439,9 +4439,11 @@ def _trouble(outcome):
     """Return what went wrong in the last runs, and since when; "" where nothing did."""
     state = outcome.lineage.state
     if state.runs:
-        words = f"{state.culprit} {state.result} for {counted(state.runs, 'run')} "
-        words += f"{since(state.since, 10)} ({state.reason or state.detail})"
-        return words.lstrip()
+        words = f"{state.result} for {counted(state.runs, 'run')} {since(state.since, 10)} "
+        words += f"({state.reason or state.detail})"
+        if state.culprit:
+            return f"{state.culprit} {words}"
+        return words
     if state.source and outcome.health.cause == "expiry":
         return f"{state.source} still offers the same certificate"
     return ""
@@ -4465,7 +4467,7 @@ def _pending(outcome):
     texts = [_explain(outcome), *outcome.lines]
     owed = outcome.in_service.owed
     if owed is not None:
-        texts.append(f"to run: {', '.join([*owed, 'the look at its services'])}")
+        texts.append("to run: " + ", ".join([*owed, "the look at its services"]))
     return "; ".join(text for text in texts if text)
 
 
