@@ -195,14 +195,17 @@ class Certificate(
 class State(
     collections.namedtuple(
         "State",
-        "result reason detail since runs good source upstream_not_after key_file told told_at",
+        "result reason detail culprit since runs good source upstream_not_after key_file told "
+        "told_at",
     )
 ):
     """What happened last to a lineage, for reports alone.
 
-    `since` and `runs` tell how long the same refusal or failure lasts, `good` is the time of the
-    last good exchange where that was not the last run, `key_file` marks a key file that was seen to
-    fit (a cache), `told` and `told_at` are the health that alert hooks were run for, and when.
+    `culprit` is the source, service or hook that it failed for, or "". `since` and `runs` tell how
+    long the same refusal or failure lasts, `good` is the time of the last good exchange where that
+    was not the last run, `source` where the last accepted certificate came from and
+    `upstream_not_after` its end. `key_file` marks a key file that was seen to fit (a cache), `told`
+    and `told_at` are the health that alert hooks were run for, and when.
     """
 
 
@@ -270,18 +273,32 @@ class Version(collections.namedtuple("Version", "number leaf chain rolled_back")
     """A version in the archive that can be read; `rolled_back` says that it bears that mark."""
 
 
+class Health(collections.namedtuple("Health", "word why cause")):
+    """How a lineage is: ok, due, warning, critical or unknown, and why, in words.
+
+    `cause` is what makes it bad: `files`, `expiry`, `pending`, `last run` or `silence`; "" where
+    it is ok or due.
+    """
+
+
 class Outcome(
     collections.namedtuple(
-        "Outcome",
-        "lineage in_service result reason message hint changed source staged_keys health why lines",
+        "Outcome", "lineage in_service result problem said changed source health lines"
     )
 ):
     """How a lineage's run ended.
 
-    `lineage` and `in_service` are what they have become (in a dry run what they would), `source` is
-    a source's text or None, `staged_keys` are SHA-256 of public keys in hexadecimal, `why` explains
-    `health`, `lines` are shown below the result.
+    `lineage` and `in_service` are what they have become (in a dry run what they would). `problem`
+    is the Failure that ended it, or for which it waits, or None; `said` what else there is to say,
+    or "". `source` is a source's text or None, `lines` are shown below the result.
     """
+
+    @property
+    def reason(self):
+        """Return the word of the README's table for the problem, or None."""
+        if self.problem is None:
+            return None
+        return self.problem.reason or None
 
 
 class Secret:
@@ -299,7 +316,7 @@ class Secret:
 
 
 NO_OPTIONS = Options((), None, (), None, (), (), "always", "25%", "10%", 20.0, "yes")
-NO_STATE = State(None, None, "", None, 0, None, None, None, "", "", None)
+NO_STATE = State(None, None, "", "", None, 0, None, None, None, "", "", None)
 
 # results after which the options of a command are remembered
 REMEMBERING = ("installed", "unchanged", "pending", "not-due", "deferred")
@@ -313,14 +330,16 @@ class Failure(Exception):
     """What ends a lineage's crossing.
 
     `reason` is a word of the README's table, or None for a broken record, a held lock or a missing
-    program. The message says what is wrong, `hint` what to do about it.
+    program. The message says what is wrong, `hint` what to do about it, `culprit` with which
+    source, service or hook, as far as that is known.
     """
 
-    def __init__(self, reason, message, hint=""):
+    def __init__(self, reason, message, hint="", culprit=""):
         """Keep the words apart."""
         Exception.__init__(self, message)
         self.reason = reason
         self.hint = hint
+        self.culprit = culprit
 
     @property
     def result(self):
@@ -721,6 +740,7 @@ _STATE_READERS = {
     "result": str,
     "reason": str,
     "detail": str,
+    "culprit": str,
     "since": utc_seconds,
     "runs": int,
     "good": utc_seconds,
@@ -4021,6 +4041,10 @@ _LASTING = (
 _PASSING = ("unproven", "malformed", "expired", "not-yet-valid")
 
 
+HEALTHS = ("ok", "due", "warning", "critical", "unknown")
+BAD_HEALTHS = {"critical": 2, "unknown": 3, "warning": 1}  # plugins' exit status, the worst first
+
+
 def due_time(leaf):
     """Return when a renewal is due: a third of the lifetime is left, or half of ten days or less.
 
@@ -4063,21 +4087,21 @@ def last_good(lineage, now):
 
 def _time_left(seconds):
     """Return how long a certificate lasts, in words."""
-    if seconds >= 2 * DAY:
-        return f"expires in {seconds // DAY} days"
-    return f"expires in {max(0, seconds) // 3600} hours"
+    if seconds <= 0:
+        return "has expired"
+    if seconds < 2 * DAY:
+        return f"expires in {seconds // 3600} hours"
+    return f"expires in {seconds // DAY} days"
 
 
-def _last_run_trouble(state):
-    """Return what the last run met that calls for a person, or ""."""
+def _calls_for_a_person(state):
+    """Say whether the last run met what does not heal by itself, or twice what mostly does."""
     if state.reason in _LASTING:
-        return f"the last run ended {state.result} ({state.reason})"
-    if state.reason in _PASSING and state.runs >= 2:
-        return f"the last {state.runs} runs ended {state.result} ({state.reason})"
-    return ""
+        return True
+    return state.reason in _PASSING and state.runs >= 2
 
 
-def _since(seconds, length):
+def since(seconds, length):
     """Return since when, in words: 10 characters of a time are the day, 16 the minute."""
     if seconds is None:
         return "so far"
@@ -4094,44 +4118,47 @@ def _silence(lineage, leaf, now):
     if options.when == "due":  # nobody is asked before
         start = min(due_time(leaf), now)
     if now - max(run or 0, start) >= SILENT_HOURS * 3600:
-        words = f"no run {_since(run, 16)}: is the timer on?"
+        words = f"no run {since(run, 16)}: is the timer on?"
         if lineage.place.config == CONFIG_DIR:
             words += " systemctl enable --now certferry.timer"
         return words
     if now - max(good or 0, start) >= leaf.lifetime / 10:
-        return f"no source confirmed it {_since(good, 10)}"
+        return f"no source confirmed it {since(good, 10)}"
     return ""
 
 
 def health_of(lineage, in_service, now):
-    """Return (ok, due, warning or critical; why) of what is in service."""
-    leaf = in_service.leaf
-    if leaf is None or in_service.flaw:
-        return "critical", in_service.flaw
+    """Return the Health of a lineage with what is in service; unknown where files cannot be read.
+
+    Where files or the expiry are the cause, `why` goes on from the lineage's name.
+    """
+    if lineage.failure and lineage.failure.result == "failed":
+        return Health("unknown", f"cannot be read: {lineage.failure}", "files")
+    if not in_service.is_whole:
+        return Health("critical", in_service.flaw, "files")
+    leaf, options, state = in_service.leaf, lineage.options, lineage.state
     left = leaf.not_after - now
     expires = _time_left(left)
-    if left <= 0:
-        return "critical", "has expired"
-    if left <= threshold(lineage.options.critical, leaf):
-        return "critical", expires
-    if left <= threshold(lineage.options.warn, leaf):
-        return "warning", expires
+    for word, share in (("critical", options.critical), ("warning", options.warn)):
+        if left <= threshold(share, leaf):
+            return Health(word, expires, "expiry")
     if in_service.owed is not None:
-        return "warning", "has something pending"
-    for trouble in (_last_run_trouble(lineage.state), _silence(lineage, leaf, now)):
-        if trouble:
-            return "warning", trouble
+        return Health("warning", "something is pending", "pending")
+    if _calls_for_a_person(state):
+        return Health("warning", state.detail, "last run")
+    silence = _silence(lineage, leaf, now)
+    if silence:
+        return Health("warning", silence, "silence")
     if now >= due_time(leaf):
-        return "due", expires
-    return "ok", expires
+        return Health("due", expires, "")
+    return Health("ok", expires, "")
 
 
-def alert_wanted(state, health, now):
+def alert_wanted(state, word, now):
     """Say whether alert hooks have to run: at a turn to, within or from bad health, and daily."""
-    bad = ("warning", "critical", "unknown")
-    if health not in bad:
-        return state.told in bad
-    if state.told != health:
+    if word not in BAD_HEALTHS:
+        return state.told in BAD_HEALTHS
+    if state.told != word:
         return True
     # a timer's accuracy must not make it a day and a half
     told_at = past(state.told_at, now) or 0
@@ -4142,15 +4169,11 @@ def alert_wanted(state, health, now):
 # Report
 # --------------------------------------------------------------------------------------------------
 
-_BAD_HEALTH = {"critical": 2, "unknown": 3, "warning": 1}  # plugins' exit status, the worst first
 _FIELDS = (
     "name result reason detail changed source not_before not_after serial fingerprint_sha256 "
     "public_key_sha256 staged_keys domains version health"
 ).split()
-# of `status`, in the order of _row(); on a narrow terminal what is wrong matters more than some
-_COLUMNS = ("NAME", "HEALTH", "DAYS LEFT", "SOURCE", "LAST CHECKED", "LAST SUCCESS", "PENDING")
-_LESSER_COLUMNS = ("SOURCE", "LAST CHECKED", "LAST SUCCESS")
-_LONG_RUN = 10  # lineages: from here on a terminal shows how far it is
+_LESSER_COLUMNS = ("SOURCE", "LAST CHECKED", "LAST SUCCESS")  # not on a narrow terminal
 
 
 def with_hint(message, hint):
@@ -4174,26 +4197,11 @@ def counted(number, noun):
     return f"{number} {noun}s"
 
 
-def _date(seconds):
-    """Return the day of a time, or a question mark for None."""
-    return (iso_time(seconds) or "?")[:10]
-
-
 def _minute(seconds):
     """Return a time to the minute, or `never` for None."""
-    return (iso_time(seconds) or "never")[:16].replace("T", " ")
-
-
-def _leaf_of(outcome):
-    """Return the certificate in service, or None."""
-    if outcome.in_service is None:
-        return None
-    return outcome.in_service.leaf
-
-
-def _is_pending(outcome):
-    """Say whether the version in service still owes hooks, or a look at the services."""
-    return outcome.in_service is not None and outcome.in_service.owed is not None
+    if seconds is None:
+        return "never"
+    return iso_time(seconds)[:16].replace("T", " ")
 
 
 def _is_journal():
@@ -4216,20 +4224,36 @@ def _write(descriptor, data):
 
 
 def _describe(outcome, now):
-    """Return the detail of a result that is no problem."""
-    if outcome.message and outcome.reason is None:
-        return plain(outcome.message)
-    details = []
-    leaf = _leaf_of(outcome)
-    if leaf:
-        names = plain(" ".join(leaf.domains), 200)
-        days = counted(days_left(leaf, now), "day")
-        details.append(f"{names}, valid until {_date(leaf.not_after)} ({days})")
+    """Return what there is to say of a result after which options are remembered."""
+    if outcome.said:
+        return plain(outcome.said)
+    leaf = outcome.in_service.leaf
+    days = counted(days_left(leaf, now), "day")
+    text = plain(" ".join(leaf.domains), 200)
+    text += f", valid until {iso_time(leaf.not_after)[:10]} ({days})"
     if outcome.reason:
-        details.append(outcome.reason)
+        text += f", {outcome.reason}"
     if outcome.source:
-        details.append(f"from {outcome.source}")
-    return ", ".join(details)
+        text += f", from {outcome.source}"
+    return text
+
+
+def _detail(outcome):
+    """Return what went wrong and what to do about it, or what else there is to say, or ""."""
+    if outcome.problem:
+        return with_hint(str(outcome.problem), outcome.problem.hint)
+    return outcome.said
+
+
+def _staged_keys(in_service):
+    """Return the SHA-256 of the public keys of the staged keys, for TLSA records and pins."""
+    found = []
+    for path in in_service.staged:
+        try:
+            found.append(fingerprint(public_key_of(path)))
+        except (Failure, OSError):
+            pass  # told where keys are compared
+    return found
 
 
 def _as_object(outcome):
@@ -4241,12 +4265,13 @@ def _as_object(outcome):
         reason=outcome.reason,
         changed=outcome.changed,
         source=outcome.source,
-        staged_keys=list(outcome.staged_keys),
-        health=outcome.health,
+        staged_keys=_staged_keys(outcome.in_service),
+        health=outcome.health.word,
     )
-    if outcome.message:
-        fields["detail"] = plain(with_hint(outcome.message, outcome.hint), MAX_RECORD)
-    leaf = _leaf_of(outcome)
+    detail = plain(_detail(outcome), MAX_RECORD)
+    if detail:
+        fields["detail"] = detail
+    leaf = outcome.in_service.leaf
     if leaf:
         fields.update(
             not_before=iso_time(leaf.not_before),
@@ -4275,21 +4300,13 @@ class Reporter:
         self.now = now
         self.failed = False
         self._to_journal = _is_journal()
-        self._shows_progress = False
-
-    def _say(self, descriptor, data):
-        """Write bytes in place of the line of progress."""
-        if self._shows_progress:
-            _write(2, b"\x1b[K")
-            self._shows_progress = False
-        _write(descriptor, data)
 
     def _complain(self, priority, name, message, hint):
         """Write a line on standard error; priorities are syslog's, as in sd-daemon(3)."""
         words = with_hint(plain(message, 2 * MAX_TEXT), plain(hint, MAX_RECORD))
         parts = [part for part in ("certferry", name, words) if part]
         start = f"<{priority}>" if self._to_journal else ""
-        self._say(2, f"{start}{': '.join(parts)}\n".encode())
+        _write(2, f"{start}{': '.join(parts)}\n".encode())
 
     def line(self, *texts):
         """Write lines of results."""
@@ -4299,10 +4316,10 @@ class Reporter:
     def show(self, texts, descriptor=1):
         """Write lines, on standard output unless told otherwise, however quiet the run is."""
         lines = [plain(text, MAX_RECORD) + "\n" for text in texts]
-        self._say(descriptor, "".join(lines).encode())
+        _write(descriptor, "".join(lines).encode())
 
     def problem(self, name, message, hint=""):
-        """Write what is wrong and what to do about it: the run has failed."""
+        """Write what is wrong, a Failure or words, and what to do: the run has failed."""
         self.failed = True
         self._complain(3, name, message, hint)
 
@@ -4315,43 +4332,34 @@ class Reporter:
         if self.verbose:
             self._complain(7, name, message, "")
 
-    def progress(self, position, count, name):
-        """Show on a terminal how far a long run is; what is said next is written over it."""
-        if count < _LONG_RUN or self.quiet or self.as_json:
-            return
-        if os.isatty(2):
-            self._say(2, f"[{position}/{count}] {name} ...\r".encode())
-            self._shows_progress = True
-
     def pass_on(self, data):
         """Pass a hook's output on; what a quiet run needs of it stands in its problem's line."""
         if not self.quiet:
-            self._say(2 if self.as_json else 1, data)
+            _write(2 if self.as_json else 1, data)
 
     def outcome(self, outcome):
         """Write the result of one lineage, and its problem; what is deferred can wait."""
-        name = outcome.lineage.name
+        name, problem = outcome.lineage.name, outcome.problem
         if outcome.result in REMEMBERING:
             text = f"{name}: {outcome.result}: {_describe(outcome, self.now)}"
             if self.dry_run:
                 text += " (dry run: nothing was written)"
             self.line(text, *[f"  {line}" for line in outcome.lines])
-        if outcome.result in ("refused", "failed", "pending"):
-            self.problem(name, outcome.message, outcome.hint)
-        elif (
-            outcome.reason and not self.quiet
-        ):  # a medium that is unplugged mails nobody twice a day
-            self.warning(name, outcome.message, outcome.hint)
+        if problem is None:
+            return
+        if outcome.result != "deferred":
+            self.problem(name, problem, problem.hint)
+        elif not self.quiet:  # a medium that is unplugged mails nobody twice a day
+            self.warning(name, problem, problem.hint)
 
     def document(self, outcomes):
-        """Write the one JSON document."""
+        """Write the one JSON document; the outcomes are sorted by name."""
         import json  # 2 ms, and not in python3-minimal
 
-        objects = [_as_object(outcome) for outcome in outcomes]
-        document = {"lineages": sorted(objects, key=lambda fields: fields["name"])}
+        document = {"lineages": [_as_object(outcome) for outcome in outcomes]}
         if self.dry_run:
             document["dry_run"] = True
-        self._say(1, json.dumps(document, indent=2).encode() + b"\n")
+        _write(1, json.dumps(document, indent=2).encode() + b"\n")
 
 
 _GAUGES = {
@@ -4362,6 +4370,7 @@ _GAUGES = {
     "health": "0 ok, 1 due, 2 warning, 3 critical, 4 unknown.",
     "pending": "1 while a hook or a service that must show the new leaf is waited for.",
     "upstream_not_after_timestamp_seconds": "When the certificate accepted last expires.",
+    "run_duration_seconds": "How long this run took.",
 }
 
 
@@ -4371,123 +4380,108 @@ def _gauge_values(outcome, now):
     values = {
         "last_check_timestamp_seconds": past(lineage.last_run, now),
         "last_success_timestamp_seconds": last_good(lineage, now),
-        "health": ("ok", "due", "warning", "critical", "unknown").index(outcome.health),
-        "pending": int(_is_pending(outcome)),
+        "health": HEALTHS.index(outcome.health.word),
+        "pending": int(outcome.in_service.owed is not None),
         "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
     }
-    leaf = _leaf_of(outcome)
+    leaf = outcome.in_service.leaf
     if leaf:
         values["certificate_not_after_timestamp_seconds"] = leaf.not_after
         values["certificate_not_before_timestamp_seconds"] = leaf.not_before
     return values
 
 
-def _metric_head(name, what):
-    """Return the lines above the samples of a metric."""
-    return f"# HELP certferry_{name} {what}\n# TYPE certferry_{name} gauge\n"
-
-
 def format_metrics(outcomes, now, seconds):
     """Return Prometheus text format for lineages and a run's duration."""
+    found = {f'{{name="{each.lineage.name}"}}': _gauge_values(each, now) for each in outcomes}
+    found[""] = {"run_duration_seconds": f"{seconds:.3f}"}
     text = ""
-    found = [(outcome.lineage.name, _gauge_values(outcome, now)) for outcome in outcomes]
     # the format wants the samples of a metric side by side
     for gauge, what in _GAUGES.items():
-        text += _metric_head(gauge, what)
-        for name, values in found:
+        text += f"# HELP certferry_{gauge} {what}\n# TYPE certferry_{gauge} gauge\n"
+        for labels, values in found.items():
             if values.get(gauge) is not None:
-                text += f'certferry_{gauge}{{name="{name}"}} {values[gauge]}\n'
-    text += _metric_head("run_duration_seconds", "How long this run took.")
-    text += f"certferry_run_duration_seconds {seconds:.3f}\n"
+                text += f"certferry_{gauge}{labels} {values[gauge]}\n"
     return text.encode()
-
-
-def _culprit(outcome):
-    """Return what the last run had trouble with: a hook, a service or a source."""
-    lineage = outcome.lineage
-    state = lineage.state
-    if state.reason == "hook" and _is_pending(outcome):
-        return ", ".join(outcome.in_service.owed) + " "
-    asked = sources_of(lineage)
-    if state.reason == "not-served":
-        asked = lineage.options.served_at
-    for source in asked:
-        if source.text in state.detail:
-            return source.text + " "
-    return ""
 
 
 def _trouble(outcome):
     """Return what went wrong in the last runs, and since when; "" where nothing did."""
     state = outcome.lineage.state
-    if state.result in ("refused", "failed", "pending", "deferred"):
-        runs = f"{counted(state.runs, 'run')} since {_date(state.since)}"
-        return f"{_culprit(outcome)}{state.result} for {runs} ({state.reason or state.detail})"
-    if outcome.health in _BAD_HEALTH and "expire" in outcome.why:
-        if state.result is not None:
-            return f"{state.source or 'its source'} still offers the same certificate"
+    if state.runs:
+        words = f"{state.result} for {counted(state.runs, 'run')} {since(state.since, 10)} "
+        words += f"({state.reason or state.detail})"
+        if state.culprit:
+            return f"{state.culprit} {words}"
+        return words
+    if state.source and outcome.health.cause == "expiry":
+        return f"{state.source} still offers the same certificate"
     return ""
 
 
 def _explain(outcome):
     """Return why a lineage's health is bad, and what went wrong, each thing once."""
-    why = ""
-    if outcome.health in _BAD_HEALTH:
-        why = outcome.why
+    why, cause = outcome.health.why, outcome.health.cause
     trouble = _trouble(outcome)
-    if trouble and re.search("has something pending|last .*run", why):
-        why = ""  # the trouble says it in more words
-    return ": ".join(text for text in (why, trouble) if text)
+    if not cause:
+        return trouble
+    if not trouble:
+        return why
+    if cause in ("pending", "last run"):
+        return trouble  # which says it in more words
+    return f"{why}: {trouble}"
 
 
 def _pending(outcome):
     """Return what a lineage waits for, and what else there is to know of it."""
-    texts = [_explain(outcome)]
-    if _is_pending(outcome) and outcome.lineage.state.result != "pending":
-        texts.append(f"to run: {', '.join(outcome.in_service.owed) or 'a look at its services'}")
-    texts += outcome.lines
+    texts = [_explain(outcome), *outcome.lines]
+    owed = outcome.in_service.owed
+    if owed is not None:
+        texts.append("to run: " + ", ".join([*owed, "the look at its services"]))
     return "; ".join(text for text in texts if text)
 
 
 def _row(outcome, now):
-    """Return the cells of one lineage's row."""
-    lineage = outcome.lineage
-    leaf = _leaf_of(outcome)
+    """Return the cells of one lineage's row, {heading: text}."""
+    lineage, leaf = outcome.lineage, outcome.in_service.leaf
     left = "-"
     if leaf:
         share = min(100, max(0, 100 * (leaf.not_after - now) // leaf.lifetime))
         left = f"{days_left(leaf, now)} of {leaf.lifetime // DAY} ({share}%)"
-    return (
-        lineage.name,
-        outcome.health,
-        left,
-        " ".join(source.text for source in sources_of(lineage)),
-        _minute(past(lineage.last_run, now)),
-        _minute(last_good(lineage, now)),
-        _pending(outcome),
-    )
+    return {
+        "NAME": lineage.name,
+        "HEALTH": outcome.health.word,
+        "DAYS LEFT": left,
+        "SOURCE": " ".join(source.text for source in sources_of(lineage)),
+        "LAST CHECKED": _minute(past(lineage.last_run, now)),
+        "LAST SUCCESS": _minute(last_good(lineage, now)),
+        "PENDING": _pending(outcome),
+    }
+
+
+def _align(rows, headings):
+    """Return the lines of a table with these columns, the headings first."""
+    lines = [""] * (1 + len(rows))
+    for heading in headings:
+        cells = [heading, *(plain(row[heading]) for row in rows)]
+        width = max(len(cell) for cell in cells) + 2
+        lines = [line + cell.ljust(width) for line, cell in zip(lines, cells)]
+    return [line.rstrip() for line in lines]
 
 
 def _table(outcomes, now, columns):
-    """Return the lines of the table; on a narrow terminal without the columns that matter less."""
-    rows = [_COLUMNS]
-    for outcome in outcomes:
-        rows.append(tuple(plain(cell) for cell in _row(outcome, now)))
-    widths = [max(len(cell) for cell in cells) for cells in zip(*rows)]
-    kept = range(len(widths))
-    if sum(widths[:-1]) + 2 * len(widths) + len(_COLUMNS[-1]) > columns:
-        kept = [column for column in kept if _COLUMNS[column] not in _LESSER_COLUMNS]
-    lines = []
-    for row in rows:
-        cells = [row[column].ljust(widths[column]) for column in kept]
-        lines.append("  ".join(cells).rstrip())
+    """Return the lines of the table; on a narrow terminal without what matters less."""
+    rows = [_row(outcome, now) for outcome in outcomes]
+    headings = list(rows[0])
+    lines = _align(rows, headings)
+    if len(lines[0]) > columns:  # the last cell of a row may be longer, and is read in any case
+        lines = _align(rows, [each for each in headings if each not in _LESSER_COLUMNS])
     return lines
 
 
 def _more(outcome):
-    """Return the lines that `status --verbose` adds for one lineage."""
-    lineage = outcome.lineage
-    leaf = _leaf_of(outcome)
+    """Return the lines that `status --verbose` adds for one lineage, its options among them."""
+    lineage, leaf = outcome.lineage, outcome.in_service.leaf
     lines = ["", lineage.name]
     if leaf:
         lines += [
@@ -4498,26 +4492,22 @@ def _more(outcome):
             f"  key          {describe_key(leaf.public_key)}",
             f"  files        {lineage.place.live}, version {outcome.in_service.number or '-'}",
         ]
-    lines += [f"  hook         {hook}" for hook in lineage.options.deploy_hooks]
-    lines += [f"  served at    {service.text}" for service in lineage.options.served_at]
+    for key, texts in lineage.given.items():
+        lines.append(f"  {key:12} {', '.join(texts)}")
     if outcome.result:
-        detail = with_hint(outcome.message, outcome.hint)
-        lines.append(
-            f"  last run     {_minute(lineage.last_run)} {outcome.result} {detail}".rstrip()
-        )
+        last_run = f"{_minute(lineage.last_run)} {outcome.result} {_detail(outcome)}"
+        lines.append(f"  last run     {last_run.rstrip()}")
     return lines
 
 
-def _headline(outcomes, bad):
-    """Return the text for monitoring: what is worst, at most three lineages of it."""
-    if not bad:
-        return f"lineages: {len(outcomes)}"
+def _headline(bad):
+    """Return what is wrong with lineages of bad health, at most three of them."""
     texts = []
     for outcome in bad[:3]:
-        text = _explain(outcome)
-        # a verb goes on from the name
-        between = " " if re.match("expires |has |cannot ", text) else ": "
-        texts.append(f"{outcome.lineage.name}{between}{text}")
+        between = ": "
+        if outcome.health.cause in ("files", "expiry"):
+            between = " "  # the reason is a verb, and goes on from the name
+        texts.append(f"{outcome.lineage.name}{between}{_explain(outcome)}")
     if len(bad) > 3:
         texts.append(f"and {len(bad) - 3} more")
     return "; ".join(texts)
@@ -4527,13 +4517,11 @@ def _performance_data(outcomes, now):
     """Return the days left of each lineage with its thresholds, as monitoring plugins write it."""
     texts = []
     for outcome in outcomes:
-        leaf = _leaf_of(outcome)
+        leaf, options = outcome.in_service.leaf, outcome.lineage.options
         if leaf:
-            options = outcome.lineage.options
             warn = threshold(options.warn, leaf) // DAY
             critical = threshold(options.critical, leaf) // DAY
-            name = outcome.lineage.name
-            texts.append(f"'{name}'={days_left(leaf, now)}d;{warn};{critical}")
+            texts.append(f"'{outcome.lineage.name}'={days_left(leaf, now)}d;{warn};{critical}")
     return " ".join(texts)
 
 
@@ -4549,12 +4537,12 @@ def status_lines(outcomes, now, columns, wrong, verbose):
     """
     if not outcomes:
         return 3, [f"CERTFERRY UNKNOWN - {_harmless(wrong)}"]
-    bad = [each for health in _BAD_HEALTH for each in outcomes if each.health == health]
-    status = 0
+    bad = [each for word in BAD_HEALTHS for each in outcomes if each.health.word == word]
+    status, word, text = 0, "OK", f"lineages: {len(outcomes)}"
     if bad:
-        status = _BAD_HEALTH[bad[0].health]
-    word = ("OK", "WARNING", "CRITICAL", "UNKNOWN")[status]
-    head = f"CERTFERRY {word} - {_harmless(_headline(outcomes, bad))}"
+        worst = bad[0].health.word
+        status, word, text = BAD_HEALTHS[worst], worst.upper(), _headline(bad)
+    head = f"CERTFERRY {word} - {_harmless(text)}"
     data = _performance_data(outcomes, now)
     if data:
         head += f" | {data}"
@@ -4996,6 +4984,8 @@ def gather_facts(run, lineage, in_service, offer, leaf, others):
             raise malformed_failure(offer.source, f"its private key: {error}")
     versions = load_versions(lineage.place)
     keys, unusable = acceptable_keys(run, lineage, in_service, versions)
+    if not keys and carried is None:
+        raise no_key_failure(run, lineage, unusable)
     for failure in unusable:
         run.report.warning(lineage.name, str(failure), failure.hint)
     trust_flaw, chain = find_trust(lineage.options, leaf, others, run.now)
@@ -5089,6 +5079,8 @@ def choose(run, lineage, in_service, exchange):
             offer = ask(run, lineage, source, our_key, exchange)
             choice = examine(run, lineage, in_service, offer)
         except Failure as failure:
+            if failure.reason not in (None, "storage"):  # which are this host's trouble
+                failure.culprit = source.text
             run.report.detail(lineage.name, str(failure))
             gravest = graver(gravest, failure)
         else:
@@ -5106,8 +5098,9 @@ def choose(run, lineage, in_service, exchange):
 def next_state(run, lineage, result, failure, choice):
     """Return the State after a run that ended so; `failure` and `choice` may be None."""
     state = lineage.state._replace(
-        result=result, reason=None, detail="", since=None, runs=0, good=last_good(lineage, run.now)
+        result=result, reason=None, detail="", culprit="", since=None, runs=0
     )
+    state = state._replace(good=last_good(lineage, run.now))
     if choice:
         state = state._replace(source=choice.source.text, upstream_not_after=choice.leaf.not_after)
     if choice and is_good(result):
@@ -5119,7 +5112,13 @@ def next_state(run, lineage, result, failure, choice):
     since, runs = run.now, 1
     if (lineage.state.result, lineage.state.reason) == (result, failure.reason):
         since, runs = lineage.state.since, lineage.state.runs + 1
-    return state._replace(reason=failure.reason, detail=plain(failure), since=since, runs=runs)
+    return state._replace(
+        reason=failure.reason,
+        detail=plain(failure),
+        culprit=plain(failure.culprit),
+        since=since,
+        runs=runs,
+    )
 
 
 def can_wait(run, lineage, in_service, failure):
@@ -5201,7 +5200,8 @@ def run_deploy_hooks(run, lineage, in_service, hooks):
         lines.append(f"hook         {plain(hook)}: {wrong}")
         if failure is None:
             words = f"this hook failed ({wrong}) and is tried again at every run: {plain(hook)}"
-            failure = Failure("hook", words, "Correct it, or give other ones with --deploy-hook")
+            hint = "Correct it, or give other ones with --deploy-hook"
+            failure = Failure("hook", words, hint, hook)
     return in_service, lines, failure
 
 
@@ -5262,7 +5262,8 @@ def look_at_services(run, lineage, in_service, patience):
     if in_service.number is None:  # plain files have no version that could owe them
         hint = f"Try: {again(run, lineage, '--force')}"
     fullchain = lineage.place.member("fullchain.pem")
-    raise Failure("not-served", words, f"{hint}. Does the daemon read {fullchain}?")
+    hint += f". Does the daemon read {fullchain}?"
+    raise Failure("not-served", words, hint, ", ".join(service.text for service in wrong))
 
 
 def finish(run, lineage, in_service):
@@ -5295,56 +5296,60 @@ def finish(run, lineage, in_service):
 
 def run_folder(run, kind, variables, name):
     """Run the alert or post hooks, which are not tried again; say whether any ran."""
-    ran = []
+    tell = run.report.warning
+    if kind == "post":
+        tell = run.report.problem
     try:
         hooks = hook_files(run.config, kind)
     except OSError as error:
         failure = storage_failure(error)
-        run.report.problem(name, str(failure), failure.hint)
+        run.report.problem(name, failure, failure.hint)
         return False
+    has_run = False
     for hook in hooks:
         wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
         if seconds > 0:
-            ran.append(hook)
+            has_run = True
         if wrong:
-            tell = run.report.problem if kind == "post" else run.report.warning
             tell(name, f"the hook {hook} failed ({wrong})", "Run it by hand: it is not tried again")
-    return ran != []
+    return has_run
 
 
 def alert(run, outcome):
     """Run the alert hooks where health calls for it; return the State that remembers it."""
-    lineage, leaf = outcome.lineage, outcome.in_service.leaf
+    lineage, leaf, health = outcome.lineage, outcome.in_service.leaf, outcome.health
     state = lineage.state
-    if not alert_wanted(state, outcome.health, run.now):
-        return state._replace(told=outcome.health)
+    if not alert_wanted(state, health.word, run.now):
+        return state._replace(told=health.word)
     variables = {
         "CERTFERRY_NAME": lineage.name,
-        "CERTFERRY_HEALTH": outcome.health,
+        "CERTFERRY_HEALTH": health.word,
         "CERTFERRY_WAS": state.told or "ok",
-        "CERTFERRY_REASON": "",
-        "CERTFERRY_DETAIL": plain(outcome.why),
+        "CERTFERRY_REASON": outcome.reason or "",
+        "CERTFERRY_DETAIL": plain(health.why),
         "CERTFERRY_NOT_AFTER": "",
         "CERTFERRY_DAYS_LEFT": "",
     }
-    if outcome.reason:
-        variables.update(CERTFERRY_REASON=outcome.reason, CERTFERRY_DETAIL=plain(outcome.message))
+    if outcome.problem:
+        variables["CERTFERRY_DETAIL"] = plain(outcome.problem)
     if leaf:
         variables["CERTFERRY_NOT_AFTER"] = iso_time(leaf.not_after)
         variables["CERTFERRY_DAYS_LEFT"] = str(days_left(leaf, run.now))
     if run_folder(run, "alert", variables, lineage.name):
-        return state._replace(told=outcome.health, told_at=run.now)
+        return state._replace(told=health.word, told_at=run.now)
     return state
 
 
-def record(run, lineage, state, outcome):
-    """Write a state into the file of a Lineage; what the disk refuses is only told."""
-    place, in_service = lineage.place, outcome.in_service
+def record(run, before, outcome, state):
+    """Write the State of an Outcome; what the disk refuses is only told.
+
+    `before` is the Lineage as it was: where nothing is new only the file's time of change is set.
+    """
+    place, in_service = before.place, outcome.in_service
     try:
         if in_service.is_whole:
             state = state._replace(key_file=key_record(in_service.key_path, in_service.leaf))
-        # where nothing is new only the time of change is set
-        if state != lineage.state or lineage.last_run is None:
+        if state != before.state or before.last_run is None:
             save_state(place, state)
         touch_state(place, run.now)
     except (Failure, OSError) as error:
@@ -5353,15 +5358,11 @@ def record(run, lineage, state, outcome):
             run.report.problem(place.name, f"not recorded: {failure}", failure.hint)
 
 
-def staged_fingerprints(in_service):
-    """Return the SHA-256 of the public keys of the staged keys, for TLSA records and pins."""
-    found = []
-    for path in in_service.staged:
-        try:
-            found.append(fingerprint(public_key_of(path)))
-        except (Failure, OSError):
-            pass  # told where keys are compared
-    return tuple(found)
+def has_kept_key(run, lineage, failure):
+    """Say whether a crossing that failed has staged the key of --key."""
+    if run.key is None or lineage.failure:
+        return False
+    return failure.reason != "no-key"
 
 
 def not_kept(run, lineage, failure):
@@ -5369,10 +5370,10 @@ def not_kept(run, lineage, failure):
     if run.dry_run:
         return failure
     words, command = "The options were not kept", again(run, lineage)
-    if run.key_source and (lineage.failure or failure.reason == "no-key"):
-        command = again(run, lineage, "--key", run.key_source)
-    elif run.key and not lineage.failure:
+    if has_kept_key(run, lineage, failure):
         words = "The key was kept, the options were not"
+    elif run.key_source:
+        command = again(run, lineage, "--key", run.key_source)
     hint = failure.hint
     if "certferry " not in hint:
         hint = with_hint(hint, f"Then again: {command}")
@@ -5383,8 +5384,8 @@ def is_installed(before, in_service):
     """Say whether something else is shown than before, or the same has become whole."""
     if in_service.leaf is None:
         return False
-    shown = (in_service.leaf, in_service.chain)
-    return shown != (before.leaf, before.chain) or before.flaw != in_service.flaw
+    shown = (in_service.leaf, in_service.chain, in_service.flaw)
+    return shown != (before.leaf, before.chain, before.flaw)
 
 
 def result_of(before, crossed):
@@ -5400,37 +5401,10 @@ def result_of(before, crossed):
     return "not-due"
 
 
-def health_in(lineage, in_service, now):
-    """Return (health, why) of a lineage, unknown where its files cannot be read."""
-    failure = lineage.failure
-    if failure and failure.result == "failed":
-        return "unknown", f"cannot be read: {failure}"
-    return health_of(lineage, in_service, now)
-
-
 def is_changed(begun, lineage, in_service):
     """Say whether certificate, key, live names or options are not what they were."""
     before = begun.in_service._replace(owed=None)
     return in_service._replace(owed=None) != before or lineage.given != begun.lineage.given
-
-
-def outcome_of(lineage, in_service, result, shown, now):
-    """Return an Outcome that changed nothing; `shown` is a Failure, or what else is to say."""
-    health, why = health_in(lineage, in_service, now)
-    return Outcome(
-        lineage=lineage,
-        in_service=in_service,
-        result=result,
-        reason=shown.reason or None,
-        message=str(shown),
-        hint=shown.hint,
-        changed=False,
-        source=None,
-        staged_keys=staged_fingerprints(in_service),
-        health=health,
-        why=why,
-        lines=[],
-    )
 
 
 def conclude(run, begun, crossed, lines):
@@ -5438,22 +5412,32 @@ def conclude(run, begun, crossed, lines):
 
     Options that were given and not remembered change neither state nor health.
     """
-    lineage, in_service, choice, failure, waiting, said = crossed
-    result = result_of(begun.in_service, crossed)
-    shown = failure or waiting
-    forgotten = run.changes and result not in REMEMBERING
-    after = lineage
-    if not forgotten:
-        state = next_state(run, begun.lineage, result, shown, choice)
-        after = lineage._replace(state=state, last_run=run.now)
-    elif shown:
-        shown = not_kept(run, lineage, shown)
-    outcome = outcome_of(after, in_service, result, shown or Failure(None, said), run.now)
-    outcome = outcome._replace(changed=is_changed(begun, lineage, in_service), lines=lines)
+    lineage, choice, source = crossed.lineage, crossed.choice, None
     if choice:
-        outcome = outcome._replace(source=choice.source.text)
-    if not (forgotten or run.dry_run) and is_lineage(lineage.place):
-        record(run, begun.lineage, alert(run, outcome), outcome)
+        source = choice.source.text
+    result = result_of(begun.in_service, crossed)
+    problem = crossed.failure or crossed.waiting
+    is_forgotten = run.changes and result not in REMEMBERING
+    if is_forgotten:
+        problem = not_kept(run, lineage, problem)
+    else:
+        state = next_state(run, begun.lineage, result, problem, choice)
+        lineage = lineage._replace(state=state, last_run=run.now)
+    outcome = Outcome(
+        lineage=lineage,
+        in_service=crossed.in_service,
+        result=result,
+        problem=problem,
+        said=crossed.said,
+        changed=is_changed(begun, lineage, crossed.in_service),
+        source=source,
+        health=health_of(lineage, crossed.in_service, run.now),
+        lines=lines,
+    )
+    if is_forgotten or run.dry_run or not is_lineage(lineage.place):
+        return outcome
+    state = alert(run, outcome)
+    record(run, begun.lineage, outcome, state)
     return outcome
 
 
@@ -5566,13 +5550,14 @@ def finish_crossing(run, begun, crossed):
     except Exception as error:
         failure = failure_of(error)
     if failure and is_installed(begun.in_service, in_service):
-        failure = Failure(failure.reason, f"installed, but {failure}", failure.hint)
+        words = f"installed, but {failure}"
+        failure = Failure(failure.reason, words, failure.hint, failure.culprit)
     return crossed._replace(in_service=in_service, failure=crossed.failure or failure), lines
 
 
 def describe_files(run, begun, crossed):
     """Return the lines that name the files of what `certferry NAME` staged or put into service."""
-    if run.command != "NAME" or crossed.in_service.leaf is None:
+    if run.command != "NAME":
         return []
     known = begun.in_service.staged
     lines = [f"staged key   {path}" for path in crossed.in_service.staged if path not in known]
@@ -5617,11 +5602,12 @@ def remarks(lineage, in_service):
         except (Failure, OSError) as error:
             yield str(error)
     leaf = in_service.leaf
-    if leaf and leaf.lifetime <= 10 * DAY:
-        days = leaf.lifetime // DAY
-        yield f"lives {days} days: let the timer run hourly (systemctl edit certferry.timer)"
-    if leaf and not in_service.linked:
-        yield "its live names are no links of certferry's yet"
+    if leaf:
+        if leaf.lifetime <= 10 * DAY:
+            days = leaf.lifetime // DAY
+            yield f"lives {days} days: let the timer run hourly (systemctl edit certferry.timer)"
+        if not in_service.linked:
+            yield "its live names are no links of certferry's yet"
     if lineage.options.enabled == "no":
         yield "enabled = no"
     yield from lineage.notices
@@ -5635,11 +5621,22 @@ def inspect(now, lineage):
     except Exception as error:
         lineage = lineage._replace(failure=lineage.failure or failure_of(error))
     state = lineage.state
-    result, shown = state.result, Failure(state.reason, state.detail)
+    result, problem = state.result, None
+    if state.runs:
+        problem = Failure(state.reason, state.detail)
     if lineage.failure:
-        result, shown = lineage.failure.result, lineage.failure
-    outcome = outcome_of(lineage, in_service, result, shown, now)
-    return outcome._replace(source=state.source, lines=list(remarks(lineage, in_service)))
+        result, problem = lineage.failure.result, lineage.failure
+    return Outcome(
+        lineage=lineage,
+        in_service=in_service,
+        result=result,
+        problem=problem,
+        said="",
+        changed=False,
+        source=state.source,
+        health=health_of(lineage, in_service, now),
+        lines=list(remarks(lineage, in_service)),
+    )
 
 
 def ferry_or_tell(run, begun):
@@ -5766,13 +5763,12 @@ def tell_failure(run, failure):
     except (Failure, OSError):
         lineages = []
     for lineage in lineages:
-        shown = not_kept(run, lineage, failure) if run.changes else failure
-        outcome = inspect(run.now, lineage)
-        yield outcome._replace(
-            result=shown.result, reason=shown.reason, message=str(shown), hint=shown.hint
-        )
+        problem = failure
+        if run.changes:
+            problem = not_kept(run, lineage, failure)
+        yield inspect(run.now, lineage)._replace(result=problem.result, problem=problem)
     if not lineages:
-        run.report.problem("", str(failure), failure.hint)
+        run.report.problem("", failure, failure.hint)
 
 
 def ferry_all(run):
@@ -5796,8 +5792,7 @@ def ferry_all(run):
         else:
             begun.append(begin(run, lineage))
     outcomes = []
-    for position, each in enumerate(begun, 1):
-        run.report.progress(position, len(begun), each.lineage.name)
+    for each in begun:
         outcome = ferry_or_tell(run, each)
         outcomes.append((outcome, is_installed(each.in_service, outcome.in_service)))
         yield outcome

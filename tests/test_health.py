@@ -6,7 +6,6 @@ a conf makes any of them one to warn of.
 
 import json
 import os
-import pty
 import re
 import shutil
 import stat
@@ -263,10 +262,11 @@ class Clock(unittest.TestCase):
                     with self.subTest(reason, runs=runs):
                         result = certferry.Failure(reason, "").result
                         state = STATE._replace(result=result, reason=reason, runs=runs, good=NOW)
+                        state = state._replace(detail="what it met")
                         found = certferry.health_of(lineage(state), in_service(90 * DAY), NOW + 1)
                         self.assertEqual(found[0], wanted)
                         if wanted == "warning":
-                            self.assertIn(reason, found[1])
+                            self.assertEqual(found[1:], ("what it met", "last run"))
 
     def test_disabled(self):
         """`enabled = no` exempts from silence, and from nothing else."""
@@ -352,21 +352,22 @@ class Clock(unittest.TestCase):
 
 
 def outcome(name=NAME, word="ok", why="expires in 89 days", shown=None, lines=(), **state):
-    """An Outcome as `status` has it."""
+    """An Outcome as `status` has it; `pending` is the cause of bad health that owes hooks."""
     given = STATE._replace(**state)
+    cause = ""
+    if word not in ("ok", "due"):
+        cause = "pending" if shown and shown.owed else "expiry"
+    problem = certferry.Failure(given.reason, given.detail) if given.runs else None
     return made(
         certferry.Outcome,
         lineage=lineage(given, name=name, **{"from": "up.example.net"}),
         in_service=shown or in_service(90 * DAY),
         result=given.result,
-        reason=given.reason,
-        message=given.detail,
-        hint="",
+        problem=problem,
+        said="",
         changed=False,
         source=given.source,
-        staged_keys=(),
-        health=word,
-        why=why,
+        health=certferry.Health(word, why, cause),
         lines=list(lines),
     )
 
@@ -411,6 +412,7 @@ class Lines(unittest.TestCase):
             "result": "refused",
             "reason": "key-mismatch",
             "detail": "the certificate at up.example.net:443 is for another key",
+            "culprit": "up.example.net:443",
             "since": NOW - 7 * DAY,
             "runs": 14,
         }
@@ -422,8 +424,9 @@ class Lines(unittest.TestCase):
         )
         self.assertTrue(line.startswith(wanted), line)
         hook = {"result": "pending", "reason": "hook", "runs": 1, "since": NOW}
+        hook["culprit"] = "systemctl reload x"
         shown = in_service(90 * DAY, owed=("systemctl reload x",))
-        line = self.show(outcome(NAME, "warning", "has something pending", shown, **hook))[1][0]
+        line = self.show(outcome(NAME, "warning", "something is pending", shown, **hook))[1][0]
         self.assertIn(f"{NAME}: systemctl reload x pending for 1 run since 2027-01-15 (hook)", line)
         self.assertEqual(line.count("pending"), 1)
 
@@ -440,7 +443,7 @@ class Lines(unittest.TestCase):
     def test_forging(self):
         """No hook, server or file name makes up performance data, lines or a terminal's colours."""
         nasty = "x | 'b'=9d;1;1\nCERTFERRY OK - \x1b[2J\u202e \"q\""
-        state = {"result": "pending", "reason": "hook", "detail": nasty, "source": nasty}
+        state = {"result": "pending", "reason": "hook", "detail": nasty, "culprit": nasty}
         shown = in_service(90 * DAY, owed=(nasty,))
         for word in ("ok", "warning", "critical", "unknown"):
             bad = outcome(NAME, word, nasty, shown, [nasty], since=NOW, runs=1, **state)
@@ -698,14 +701,27 @@ class Status(Scene):
         line = self.there.run("status", python=nobody).out.splitlines()[0]
         self.assertIn("CERTFERRY UNKNOWN - ok.example.com cannot be read", line)
 
+    def without_openssl(self):
+        """How to run the command where there is no openssl."""
+        nothing = {"env": {"PATH": world.scratch(self)}}
+        if shutil.which("openssl", path=certferry.SAFE_PATH):
+            nothing["python"] = self.patched(f"certferry.SAFE_PATH = {self.drop!r}")
+        return nothing
+
+    def test_no_source_is_blamed(self):
+        """For what is missing on this host, though a source was asked before."""
+        self.lineage()
+        self.renew()
+        self.offer(NAME, NEWER)
+        self.assertIn("openssl", self.renew(1, **self.without_openssl()).err)
+        self.assertRegex(self.there.run("status").out, r"  failed for 1 run since .*openssl")
+
     def test_without_openssl(self):
         """A staged key is no matter then; a key that has to be looked at is."""
         self.make("ok")
         name, metrics = "ok.example.com", os.path.join(self.drop, "certferry.prom")
         self.there.key(name, OTHER, "privkey-next.pem")
-        nothing = {"env": {"PATH": world.scratch(self)}}
-        if shutil.which("openssl", path=certferry.SAFE_PATH):
-            nothing["python"] = self.patched(f"certferry.SAFE_PATH = {self.drop!r}")
+        nothing = self.without_openssl()
         result = self.there.run("status", **nothing)
         self.assertEqual((result.status, result.err), (0, ""), result)
         self.assertIn("openssl", result.out)
@@ -1297,30 +1313,6 @@ class Output(Scene):
             python = self.wrapper(f'exec "$PYTHON" "$@" {closed}')
             self.renew(0, python=python, env={"JOURNAL_STREAM": "8:12345"})
         self.assertEqual(self.there.run("status").status, 0)
-
-    def test_progress(self):
-        """On a terminal a long run shows how far it is; elsewhere, and with -q, it does not."""
-        self.lineage()
-        self.renew()
-        self.clones(11)
-        controller, terminal = pty.openpty()
-        self.addCleanup(os.close, controller)
-        on_terminal = self.wrapper(f'exec "$PYTHON" "$@" 2>{os.ttyname(terminal)}')
-        self.assertEqual(self.renew().err, "")
-        self.renew(0, "-q", python=on_terminal)
-        self.renew(0, python=on_terminal)
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(controller, 65536)
-            except OSError:  # all has been read
-                break
-        steps = re.findall(r"\[ *(\d+)/12\] (\S+) \.\.\.", shown.decode())
-        numbers = [number for number, _ in steps]
-        self.assertEqual(numbers, [str(number) for number in range(1, 13)])
-        self.assertEqual(len({name for _, name in steps}), 12)
-        self.assertTrue(shown.endswith(b"\x1b[K"))  # nothing of it stays
 
     def test_a_changed_key(self):
         """The loudest: which keys, why, what to do, how long what is here still lasts."""

@@ -354,6 +354,7 @@ class State(unittest.TestCase):
         result="refused",
         reason="key-mismatch",
         detail="up.example.net:443 shows = another [key] # really",
+        culprit="up.example.net:443",
         since=1800000000,
         runs=14,
         good=1790000000,
