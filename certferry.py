@@ -1354,12 +1354,6 @@ def _answer_of(handler, *arguments):
         return Answer("unreachable", words, "Please report this")
 
 
-def _answer_line(number, answer):
-    """Return the line that tells an Answer, as _read_answer() reads it."""
-    *texts, data = answer
-    return _pack(number, *[plain(text) for text in texts], data[: MAX_OFFER + 1])
-
-
 def _read_answer(line):
     """Return (number, Answer) of a line; ValueError where it is none."""
     number, fields = _unpack(line)
@@ -1387,9 +1381,11 @@ def _be_child(handler, modules, jobs, answers):
     writing = _thread.allocate_lock()
 
     def write(number, answer):
-        """Write an Answer to the pipe."""
+        """Write an Answer to the pipe, as _read_answer() reads it."""
+        *texts, data = answer
+        line = _pack(number, *[plain(text) for text in texts], data[: MAX_OFFER + 1])
         with writing:
-            to_write.write(_answer_line(number, answer))
+            to_write.write(line)
             to_write.flush()
 
     def work():
@@ -1687,12 +1683,12 @@ def _pipe(content):
     return read, open(write, "wb", 0), memoryview(content)
 
 
-def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False):
+def run_openssl(arguments, data=b"", files=(), trusted=False):
     """Run the openssl command; return (exit status, output, errors), the last two as bytes.
 
     `data` goes to its standard input, each of `files` (option, bytes) to a pipe that the option
-    names. It is nobody unless its input is `trusted`, and without `system_roots` it sees no trust
-    store. Failure where it cannot be run or does not end, ValueError where it prints too much.
+    names; a -CAfile is all that it trusts. It is nobody unless its input is `trusted`. Failure
+    where it cannot be run or does not end, ValueError where it prints too much.
     """
     import subprocess
 
@@ -1713,7 +1709,7 @@ def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False
         command += [option, f"/dev/fd/{read}"]
     options["pass_fds"] = [read for read, _, _ in pipes[1:]]
     feeds = [(file, content) for _, file, content in pipes]
-    environment = openssl_environment(system_roots)
+    environment = openssl_environment(system_roots="-CAfile" not in command)
     try:
         return run_process(command, environment, OPENSSL_SECONDS, feeds, **options)
     except TimeoutError:
@@ -1850,8 +1846,7 @@ def verify_chain(leaf, chain, roots, now):
         files.append(("-CAfile", to_pem(root.der for root in roots)))
     if chain:
         files.append(("-untrusted", to_pem(issuer.der for issuer in chain)))
-    uses_system = roots is None
-    status, output, errors = run_openssl(arguments, to_pem([leaf.der]), files, uses_system)
+    status, output, errors = run_openssl(arguments, to_pem([leaf.der]), files)
     if status == 0:
         return None
     words = (errors + b"\n" + output).decode("ascii", "replace")
@@ -2016,14 +2011,14 @@ def _own_name(connection):
 def _hear(connection, measure, deadline):
     """Return what is answered, at least all of an answer; or Failure."""
     heard = b""
+    hint = "Check the protocol and the port"
     while measure(heard) > len(heard):
         if len(heard) > _MAX_SAID:
-            raise Failure("unreachable", "does not come to TLS", "Check the protocol and the port")
+            raise Failure("unreachable", "does not come to TLS", hint)
         connection.settimeout(_left(deadline))
         piece = connection.recv(4096)
         if not piece:
-            words = "ends the connection before TLS begins"
-            raise Failure("unreachable", words, "Check the protocol and the port")
+            raise Failure("unreachable", "ends the connection before TLS begins", hint)
         heard += piece
     return heard
 
@@ -2147,8 +2142,10 @@ def _handshake_failure(error, job):
 
 def _shake_hands(job, connection, excluded, deadline):
     """Return the certificates (DER) that a peer has shown and proven, leaf first; or OSError."""
-    name = None if is_address(job.server_name) else job.server_name
-    if name and sys.version_info >= (3, 7):
+    name = job.server_name
+    if is_address(name):
+        name = None
+    elif sys.version_info >= (3, 7):
         name = name.encode()  # as in _resolve
     options = {"server_hostname": name, "do_handshake_on_connect": False}
     with _context(excluded).wrap_socket(connection, **options) as peer:
@@ -2468,7 +2465,7 @@ def _connect(given, parts):
 def _request(given, url, headers, body=None, is_redirected=False):
     """Return the bytes that a store answers with, to a POST where there is a body; or Failure.
 
-    A redirect is followed once, and only over TLS.
+    Of too many they are the first. A redirect is followed once, and only over TLS.
     """
     import urllib.parse
 
@@ -2491,8 +2488,6 @@ def _request(given, url, headers, body=None, is_redirected=False):
     if response.status != 200:
         hint = _STATUS.get(response.status) or _STATUS.get(response.status // 100, "Look there")
         raise Failure("unreachable", f"does not give it (status {response.status})", hint)
-    if len(data) > MAX_OFFER:
-        raise Failure("malformed", f"answers with more than {MAX_OFFER} bytes", "Check the path")
     return data
 
 
@@ -2645,9 +2640,8 @@ class Stores:
     def fetch(self, source, seconds, environment):
         """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
         given = _settings_of(STORES[source.kind], environment)
-        given["place"] = endpoint_text(source.host, source.port)
-        given["target"] = source.target
-        given["seconds"] = str(seconds)
+        place = endpoint_text(source.host, source.port)
+        given.update(place=place, target=source.target, seconds=str(seconds))
         child = self.children[source.kind]
         texts = [f"{name}={value}" for name, value in given.items()]
         return child.answer(child.submit(texts, seconds)).data
@@ -3868,8 +3862,6 @@ def rehearse(leaf, chain, key):
 # Hooks
 # --------------------------------------------------------------------------------------------------
 
-HOOK_KINDS = ("deploy", "post", "alert")
-
 
 def _hook_folder(config, kind):
     """Return the files in renewal-hooks/KIND, sorted, but for an editor's copies (`~`)."""
@@ -3886,9 +3878,9 @@ def hook_files(config, kind):
 def skipped_hooks(config):
     """Return the files in the hooks' folders that do not run, since they are not executable."""
     skipped = []
-    for kind in HOOK_KINDS:
-        runs = hook_files(config, kind)
-        skipped += [path for path in _hook_folder(config, kind) if path not in runs]
+    for kind in ("deploy", "post", "alert"):
+        paths = _hook_folder(config, kind)
+        skipped += [path for path in paths if not os.access(path, os.X_OK)]
     return skipped
 
 
@@ -3944,8 +3936,7 @@ def run_hook(hook, config, environment, variables, pass_on):
             command, environment, HOOK_SECONDS, pass_on=pass_on, start_new_session=True
         )
         if status != 0:
-            words = [f"status {status}", last_line(said)]
-            wrong = ", ".join(word for word in words if word)
+            wrong = f"status {status}, {last_line(said)}".rstrip(", ")  # it may have said nothing
     except TimeoutError:
         wrong = f"did not end in {HOOK_SECONDS} s"
     except (Failure, OSError) as error:
