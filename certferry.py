@@ -3889,12 +3889,12 @@ def deploy_hooks(config, options):
     return tuple(dict.fromkeys(hook_files(config, "deploy") + list(options.deploy_hooks)))
 
 
-def names_variable(names, report, lineage_name=""):
-    """Return names with blanks between them for an environment, cut with a warning if too long."""
+def names_variable(variable, names, report, lineage_name=""):
+    """Return the value of a variable of names, cut with a warning where it is too long."""
     text = " ".join(names)
     if len(text) <= MAX_VARIABLE:
         return text
-    report.warning(lineage_name, "the list of names for the hooks is too long, and was cut")
+    report.warning(lineage_name, f"{variable} is too long, and was cut")
     return text[: MAX_VARIABLE + 1].rpartition(" ")[0]
 
 
@@ -5153,7 +5153,8 @@ def hooks_to_run(run, lineage, in_service):
 
 def run_deploy_hooks(run, lineage, in_service, hooks):
     """Run deploy hooks; return (InService, [line to show], None or the Failure of the first)."""
-    names = names_variable(in_service.leaf.domains, run.report, lineage.name)
+    domains = in_service.leaf.domains
+    names = names_variable("RENEWED_DOMAINS", domains, run.report, lineage.name)
     variables = {"RENEWED_LINEAGE": lineage.place.live, "RENEWED_DOMAINS": names}
     left, lines, failed = list(hooks), [], None
     for hook in hooks:
@@ -5711,7 +5712,7 @@ def run_post_hooks(run, outcomes):
     if run.dry_run or not renewed:
         return
     lists = {"RENEWED_DOMAINS": renewed, "FAILED_DOMAINS": failed}
-    variables = {name: names_variable(names, run.report) for name, names in lists.items()}
+    variables = {key: names_variable(key, names, run.report) for key, names in lists.items()}
     run_folder(run, "post", variables, "")
 
 
