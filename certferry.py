@@ -1779,8 +1779,8 @@ def _knows_auth_level():
 
 def _closed_store():
     """Return the path of what nobody can't read of the system's trust store, or ""."""
-    # it says OPENSSLDIR: "FOLDER"
-    folder = os.fsdecode(run_openssl(["version", "-d"])[1]).strip()[len('OPENSSLDIR: "') : -1]
+    _, output, _ = run_openssl(["version", "-d"])
+    folder = re.sub(r'^OPENSSLDIR: "|"\s*$', "", os.fsdecode(output))
     roots = os.environ.get("SSL_CERT_DIR", f"{folder}/certs")
 
     def first_closed():
@@ -2232,7 +2232,7 @@ def _is_own(family, where):
             own = probe.getsockname()[0]
     except OSError:
         return False
-    return own in (where[0], "::1") or own.startswith("127.")
+    return own == where[0] or own.startswith("127.")
 
 
 def _resolve(job, deadline):
@@ -2522,13 +2522,13 @@ def _vault_secret(given):
     except Failure:
         pass  # a policy may forbid it: then the secret's own answer tells
     path = target[len(mount) :]
-    place = ["data"]
+    within = ["data"]
     if version == "2":
         path = "data/" + path
-        place.append("data")
+        within = ["data", "data"]
     secret = _request(given, url + mount + path, headers)
     names = "fullchain certificate cert chain ca_chain private_key privkey key"
-    return _pem_in([_dig(secret, *place, name) for name in names.split()])
+    return _pem_in([_dig(secret, *within, name) for name in names.split()])
 
 
 def _azure_token(given, cloud):
