@@ -93,19 +93,6 @@ MEMBERS = ("cert.pem", "chain.pem", "fullchain.pem", "privkey.pem")
 LITTER = ".certferry-new"  # ends every temporary name, so that a later run knows what it may remove
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM:ECDHE:DHE:!aNULL:!eNULL:!PSK:!SRP"
 SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CREDENTIALS = (
-    "VAULT_TOKEN",
-    "VAULT_TOKEN_FILE",
-    "VAULT_ROLE_ID",
-    "VAULT_SECRET_ID",
-    "VAULT_SECRET_ID_FILE",
-    "VAULT_CACERT",
-    "VAULT_NAMESPACE",
-    "AZURE_TENANT_ID",
-    "AZURE_CLIENT_ID",
-    "AZURE_CLIENT_SECRET",
-    "AZURE_CLIENT_SECRET_FILE",
-)
 
 memoized = functools.lru_cache(maxsize=None)  # for functions that are asked the same again
 
@@ -409,12 +396,42 @@ DEFAULT_PORTS = {
     "xmpp": 5222,
     "postgres": 5432,
     "mysql": 3306,
-    "vault": 8200,
-    "azure": 443,
 }
-KEY_HOLDING = ("file", "exec", "vault", "azure")  # the kinds of source that may bring a key too
-# What follows the host of a store; no part of a path climbs with `..`.
-_STORE_PATHS = {"vault": r"(?!.*\.\.)(/[\w.@=+-]+){2,}\Z", "azure": r"/[A-Za-z0-9-]{1,127}\Z"}
+
+
+class StoreKind(collections.namedtuple("StoreKind", "form port domain path settings roots")):
+    """A kind of source that is asked over HTTPS and needs credentials.
+
+    `form` is how it is written, `port` the default one; `domain` is added to a host without a dot,
+    `path` a pattern of what follows the host. `settings` are the variables that are its own, in the
+    order in which they count; one in _FILE names a file that holds the value. `roots` is the
+    variable that names a file of roots to trust.
+    """
+
+
+STORES = {
+    "vault": StoreKind(
+        form="vault://HOST[:PORT]/MOUNT/PATH",
+        port=8200,
+        domain="",
+        path=r"(?!.*\.\.)[\w.@=+-]+(/[\w.@=+-]+)+\Z",  # no part of it climbs with `..`
+        settings="VAULT_TOKEN VAULT_TOKEN_FILE VAULT_ROLE_ID VAULT_SECRET_ID VAULT_SECRET_ID_FILE "
+        "VAULT_NAMESPACE VAULT_CACERT".split(),
+        roots="VAULT_CACERT",
+    ),
+    "azure": StoreKind(
+        form="azure://VAULT/NAME",
+        port=443,
+        domain=".vault.azure.net",
+        path=r"[A-Za-z0-9-]{1,127}\Z",
+        settings="AZURE_TENANT_ID AZURE_CLIENT_ID AZURE_CLIENT_SECRET AZURE_CLIENT_SECRET_FILE "
+        "AZURE_AUTHORITY_HOST AZURE_POD_IDENTITY_AUTHORITY_HOST".split(),
+        roots="SSL_CERT_FILE",
+    ),
+}
+KEY_HOLDING = ("file", "exec", *STORES)  # the kinds of source that may bring a key too
+# what neither hooks nor the network process see
+CREDENTIALS = sum([store.settings for store in STORES.values()], [])
 
 
 def is_address(host):
@@ -497,30 +514,28 @@ def parse_source(text):
         if not target.strip() or re.search("[\0\r\n]", target):
             raise ValueError(f"{kind}: needs a path or command on one line")
         return Source(kind, "", 0, target, text)
-    scheme, slashes, rest = text.partition("://")
+    kind, slashes, rest = text.partition("://")
     if not slashes:
-        scheme, rest = "tls", text
+        kind, rest = "tls", text
     host, slash, path = rest.partition("/")
-    if scheme not in DEFAULT_PORTS:
-        known = " ".join(DEFAULT_PORTS)
+    if kind in STORES:
+        store = STORES[kind]
+        if not re.match(store.path, path, re.ASCII):
+            raise ValueError(f"{plain(text, 80)}: write {store.form}")
+        if "." not in host:
+            host += store.domain
+        return Source(kind, *parse_endpoint(host, store.port), path, text)
+    if slash or kind not in DEFAULT_PORTS:
+        forms = ", ".join(store.form for store in STORES.values())
         raise ValueError(
-            f"{plain(text, 80)}: write HOST[:PORT], file:PATH, exec:COMMAND, or one of {known} "
-            "with ://HOST[:PORT]"
+            f"{plain(text, 80)}: write HOST[:PORT], file:PATH, exec:COMMAND, {forms}, or one of "
+            f"{' '.join(DEFAULT_PORTS)} with ://HOST[:PORT]"
         )
-    if not re.match(_STORE_PATHS.get(scheme, r"\Z"), slash + path, re.ASCII):
-        raise ValueError(
-            f"{plain(text, 80)}: write HOST[:PORT], vault://HOST[:PORT]/MOUNT/PATH or "
-            "azure://VAULT/NAME"
-        )
-    if scheme == "azure" and "." not in host:
-        host += ".vault.azure.net"
-    host, port = parse_endpoint(host, DEFAULT_PORTS[scheme])
-    if path:
-        return Source(scheme, host, port, path, text)
+    host, port = parse_endpoint(host, DEFAULT_PORTS[kind])
     shown = endpoint_text(host, port)
-    if scheme != "tls":
-        shown = f"{scheme}://{shown}"
-    return Source(scheme, host, port, "", shown)
+    if kind != "tls":
+        shown = f"{kind}://{shown}"
+    return Source(kind, host, port, "", shown)
 
 
 def parse_served(text):
@@ -1180,16 +1195,8 @@ _OPENSSL_GROUP = 65532
 _GRACE = 5  # seconds beyond its own deadlines that a process is waited for, on a busy machine
 _MAX_HELD = 1 << 27  # bytes of answers that wait to be asked for; 10,000 lineages hold half of that
 _MAX_ERRORS = 4096  # bytes of what a process says on standard error, its end, that are kept
+_PIPE_HOLDS = 1 << 20  # bytes at most: one read takes all that is in it
 
-
-class Answer(collections.namedtuple("Answer", "reason message hint address data")):
-    """What a process of our own answers.
-
-    `reason` is "" where `data` holds what was asked for; else it is a Failure's, "local" for None.
-    """
-
-
-Answer.__new__.__defaults__ = ("", "", "", "", b"")
 
 # The reasons that a process is believed: nothing that would be a verdict is among them.
 _REASONS = {
@@ -1199,6 +1206,21 @@ _REASONS = {
     "malformed": "malformed",
     "local": None,
 }
+
+
+class Answer(collections.namedtuple("Answer", "reason message hint address data")):
+    """What a process of our own answers.
+
+    `reason` is "" where `data` holds what was asked for; else it is a Failure's, "local" for None.
+    """
+
+    @property
+    def failure(self):
+        """Return the Failure that it tells."""
+        return Failure(_REASONS.get(self.reason, "malformed"), self.message, self.hint)
+
+
+Answer.__new__.__defaults__ = ("", "", "", "", b"")
 
 
 def make_usual():
@@ -1242,16 +1264,20 @@ def _step_down(step, number, capability):
         )
 
 
-def _confine(group):
-    """Become nobody in that group for good, who leaves no core and no file; or Failure."""
+def _forbid(*limits):
+    """Let this process have none of what these limits are for, nor what it starts."""
     try:
         import resource
-
-        # not AS, which kills threads, nor NPROC, which counts all processes of nobody
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     except ImportError:
-        pass  # a second line of defence, which Debian 11's python3-minimal does not have
+        return  # a second line of defence, which Debian 11's python3-minimal does not have
+    for limit in limits:
+        resource.setrlimit(getattr(resource, limit), (0, 0))
+
+
+def _confine(group):
+    """Become nobody in that group for good, who leaves no core and no file; or Failure."""
+    # not AS, which kills threads, nor NPROC, which counts all processes of nobody
+    _forbid("RLIMIT_CORE", "RLIMIT_FSIZE")
     if os.geteuid() != 0:
         return
     user, _ = _nobody()
@@ -1269,13 +1295,8 @@ def _confine(group):
 def _confine_openssl():
     """Become what openssl runs as: no process of its own may outlive it and trace the next one."""
     _confine(_OPENSSL_GROUP)
-    try:
-        import resource
-
-        # set by whoever is nobody already, it forbids to fork and not to execute
-        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
-    except ImportError:
-        pass
+    # set by whoever is nobody already, it forbids to fork and not to execute
+    _forbid("RLIMIT_NPROC")
 
 
 def _check_dev_fd(descriptor):
@@ -1288,10 +1309,10 @@ def _check_dev_fd(descriptor):
         )
 
 
-def _shed(jobs, answers):
-    """Give up all that the parent has and this process needs not: terminal, folder, files, secrets.
+def _give_up(modules, jobs, answers):
+    """Give up what the parent has and a child needs not: terminal, folder, files, secrets, root.
 
-    Only the descriptors `jobs` and `answers` stay.
+    Only the descriptors `jobs` and `answers` stay. Failure where that is not possible.
     """
     os.setsid()  # with root's terminal it could push keystrokes into root's shell
     os.chdir("/")  # nobody may read by relative path what lies below a closed folder
@@ -1299,76 +1320,11 @@ def _shed(jobs, answers):
         os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
     _check_dev_fd(jobs)
     for name in os.listdir("/dev/fd"):
-        if int(name) > 2 and int(name) not in (jobs, answers):
+        if int(name) not in (0, 1, 2, jobs, answers):
             quietly(os.close, int(name))  # the one that listed them is closed already
     # the log is a file that nobody can't write
     for name in (*CREDENTIALS, "SSLKEYLOGFILE"):
         os.environ.pop(name, None)
-
-
-def _pack(number, texts, data):
-    """Return a line for a pipe: a number, texts and bytes, as _unpack() reads it."""
-    words = os.fsencode("\0".join(texts))
-    coded = [binascii.b2a_base64(part, newline=False) for part in (words, data)]
-    return b"%d %s %s\n" % (number, *coded)
-
-
-def _unpack(line):
-    """Return (number, texts, bytes) of a line from a pipe; ValueError where it is none."""
-    match = re.match(rb"(\d{1,9}) ([\w+/=]*) ([\w+/=]*)\n?\Z", line)
-    if match is None:
-        raise ValueError("no line of ours")
-    words, data = (binascii.a2b_base64(match[group]) for group in (2, 3))
-    return int(match[1]), os.fsdecode(words).split("\0"), data
-
-
-def _answer_of(handler, texts):
-    """Return the Answer that a handler gives to a job, or the one that tells how it failed."""
-    try:
-        return handler(texts)
-    except Failure as failure:
-        return Answer(failure.reason or "local", str(failure), failure.hint)
-    except Exception as error:  # without an answer the parent would wait for its deadline
-        words = f"cannot be asked ({type(error).__name__}: {error})"
-        return Answer("unreachable", words, "Please report this")
-
-
-def _write_answer(answers, number, answer):
-    """Write an Answer to the pipe, all of it."""
-    texts = [plain(text) for text in (answer.reason, answer.message, answer.hint, answer.address)]
-    line = _pack(number, texts, answer.data[: MAX_OFFER + 1])
-    while line:
-        line = line[os.write(answers, line) :]
-
-
-def _end():
-    """End this process with all that it started: an openssl that waits for an answer, maybe."""
-    quietly(os.killpg, os.getpid(), SIGKILL)
-    os._exit(0)
-
-
-def _work(handler, jobs, answers, reading, writing):
-    """Be a worker of a child: answer a line a job until no more can come.
-
-    `jobs` is a file and `answers` a descriptor; the locks `reading` and `writing` are for them.
-    """
-    try:
-        while True:
-            with reading:
-                line = jobs.readline()
-            if not line:
-                return
-            number, texts, _ = _unpack(line)
-            answer = _answer_of(handler, texts)
-            with writing:
-                _write_answer(answers, number, answer)
-    finally:
-        _end()
-
-
-def _prepare(modules, jobs, answers):
-    """Give up what a child needs not; Failure where that is not possible."""
-    _shed(jobs, answers)
     for module in modules:  # now, for Python's own folder may be closed to nobody
         try:
             __import__(module)
@@ -1378,41 +1334,85 @@ def _prepare(modules, jobs, answers):
     _confine(_nobody()[1])
 
 
-def _serve(handler, workers, modules, jobs, answers):
-    """Be a child: answer jobs, `workers` of them side by side.
+def _pack(number, *fields):
+    """Return a line for a pipe: a number, texts or bytes, as _unpack() reads it."""
+    data = b"\0".join(os.fsencode(field) for field in fields)
+    return b"%d %s\n" % (number, binascii.b2a_base64(data, newline=False))
+
+
+def _unpack(line):
+    """Return (number, bytes with NUL between the fields) of a line; ValueError where it is none."""
+    match = re.match(rb"(\d{1,9}) ([\w+/=]*)\n?\Z", line)
+    if match is None:
+        raise ValueError("no line of ours")
+    return int(match[1]), binascii.a2b_base64(match[2])
+
+
+def _answer_of(handler, *arguments):
+    """Return the Answer that a handler gives, or the one that tells how it failed."""
+    try:
+        return handler(*arguments)
+    except Failure as failure:
+        return Answer(failure.reason or "local", str(failure), failure.hint)
+    except Exception as error:  # without an answer the parent would wait for its deadline
+        words = f"cannot be asked ({type(error).__name__}: {error})"
+        return Answer("unreachable", words, "Please report this")
+
+
+def _read_answer(line):
+    """Return (number, Answer) of a line; ValueError where it is none."""
+    number, fields = _unpack(line)
+    *texts, data = fields.split(b"\0", 4)
+    reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
+    return number, Answer(reason, message, hint, address, data)
+
+
+def _end():
+    """End this process with all that it started: an openssl that waits for an answer, maybe."""
+    quietly(os.killpg, os.getpid(), SIGKILL)
+    os._exit(0)
+
+
+def _be_child(handler, modules, jobs, answers):
+    """Be a child: answer a line a job, some of them side by side, until no more can come.
 
     What prevents that is told as the answer to the job number 0, which nobody gave.
     """
-    prevented = _answer_of(lambda _: _prepare(modules, jobs, answers), [])
-    if prevented is not None:
-        _write_answer(answers, 0, prevented)
-        return
     import _thread  # built in; threading takes 2 ms
 
-    task = (handler, open(jobs, "rb"), answers, _thread.allocate_lock(), _thread.allocate_lock())
-    for _ in range(workers - 1):
-        _thread.start_new_thread(_work, task)
-    _work(*task)
+    to_read = open(jobs, "rb")
+    to_write = open(answers, "wb")
+    reading = _thread.allocate_lock()
+    writing = _thread.allocate_lock()
 
+    def write(number, answer):
+        """Write an Answer to the pipe, as _read_answer() reads it."""
+        *texts, data = answer
+        line = _pack(number, *[plain(text) for text in texts], data[: MAX_OFFER + 1])
+        with writing:
+            to_write.write(line)
+            to_write.flush()
 
-def _fork(handler, workers, modules):
-    """Start a child; return (pid, descriptor to write jobs to, descriptor to read answers from)."""
-    to_read, to_write = os.pipe()
-    from_read, from_write = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(to_read)
-        os.close(from_write)
-        return pid, to_write, from_read
-    try:
-        # above the standard ones, even where those were closed
-        jobs = max(to_read, from_write, 2) + 1
-        answers = jobs + 1
-        os.dup2(to_read, jobs)
-        os.dup2(from_write, answers)
-        _serve(handler, workers, modules, jobs, answers)
-    finally:
-        _end()
+    def work():
+        """Answer a line a job."""
+        try:
+            while True:
+                with reading:
+                    line = to_read.readline()
+                if not line:
+                    return
+                number, fields = _unpack(line)
+                write(number, _answer_of(handler, os.fsdecode(fields).split("\0")))
+        finally:
+            _end()
+
+    prevented = _answer_of(_give_up, modules, jobs, answers)
+    if prevented is not None:
+        write(0, prevented)
+        return
+    for _ in range(SIDE_BY_SIDE - 1):
+        _thread.start_new_thread(work, ())
+    work()
 
 
 class Child:
@@ -1422,14 +1422,23 @@ class Child:
     an answer ends it, and every answer that it still owed. Started while there are no threads.
     """
 
-    def __init__(self, handler, workers=1, modules=()):
+    def __init__(self, handler, modules=()):
         """Fork it. It imports `modules`, becomes nobody, and calls handler(texts) for each job."""
-        self.pid, self.to_jobs, self.from_answers = _fork(handler, workers, modules)
+        jobs, self.to_jobs = os.pipe()
+        self.from_answers, answers = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _be_child(handler, modules, jobs, answers)
+            finally:
+                _end()
+        os.close(jobs)
+        os.close(answers)
         os.set_blocking(self.to_jobs, False)
         self.unsent = b""
         self.unread = b""
         self.seconds = []  # by number, from 1: what a job may take, 0 once it is answered
-        self.lines = {}  # number: the line that answers it
+        self.answers = {}  # by number, those that were not asked for yet
         self.failure = None
 
     @property
@@ -1441,7 +1450,7 @@ class Child:
         """Give it a job that may take that long; return the number that answer() takes."""
         self.seconds.append(seconds)
         number = len(self.seconds)
-        self.unsent += _pack(number, texts, b"")
+        self.unsent += _pack(number, *texts)
         self._send()
         return number
 
@@ -1452,23 +1461,13 @@ class Child:
         owed = [seconds for seconds in self.seconds[:number] if seconds]
         rounds = 1 + len(owed) // SIDE_BY_SIDE
         deadline = time.monotonic() + rounds * max(owed, default=0) + _GRACE
-        while number not in self.lines and self.failure is None:
-            left = deadline - time.monotonic()
-            if left < 0:
-                self._fail("gave no answer in time")
-                break
-            writing = [self.to_jobs] if self.unsent else []
-            readable, writable, _ = select.select([self.from_answers], writing, [], left)
-            if writable:
-                self._send()
-            if readable:
-                self._read()
+        while number not in self.answers and self.failure is None:
+            self._wait(deadline)
         if self.failure is not None:
             raise self.failure
-        _, texts, data = _unpack(self.lines.pop(number))
-        answer = Answer(*[plain(text) for text in texts], data)
+        answer = self.answers.pop(number)
         if answer.reason:
-            raise Failure(_REASONS.get(answer.reason, "malformed"), answer.message, answer.hint)
+            raise answer.failure
         return answer
 
     def close(self):
@@ -1481,19 +1480,26 @@ class Child:
 
     def _fail(self, words):
         """Believe nothing more of it."""
-        if self.failure is None:
-            hint = "Run it again; please report it if that happens again"
-            self.failure = Failure("unreachable", f"cannot be asked: its process {words}", hint)
+        hint = "Run it again; please report it if that happens again"
+        self.failure = Failure("unreachable", f"cannot be asked: its process {words}", hint)
+
+    def _wait(self, deadline):
+        """Read what it says next; it is over when the deadline (monotonic seconds) has passed."""
+        self._send()
+        left = max(0, deadline - time.monotonic())
+        readable, _, _ = select.select([self.from_answers], [], [], left)
+        if left == 0:
+            self._fail("gave no answer in time")
+        elif readable:
+            self._read()
 
     def _send(self):
         """Write what the pipe takes of the jobs: the child may be busy, and is not waited for."""
         try:
             written = os.write(self.to_jobs, self.unsent)
             self.unsent = self.unsent[written:]
-        except BlockingIOError:
-            return
-        except BrokenPipeError:
-            self.unsent = b""  # what it said before it died is still to be read
+        except (BlockingIOError, BrokenPipeError):
+            pass  # what it said before it died is still to be read
 
     def _read(self):
         """Keep the lines that answer what is owed."""
@@ -1504,25 +1510,24 @@ class Child:
         *lines, self.unread = (self.unread + piece).split(b"\n")
         for line in lines:
             self._keep(line)
-        held = sum(len(line) for line in self.lines.values()) if lines else 0
+        held = sum(len(answer.data) for answer in self.answers.values())
         if held > _MAX_HELD or len(self.unread) > 2 * MAX_OFFER:
             self._fail("floods")
 
     def _keep(self, line):
-        """Keep one line that answers what is owed; believe nothing more after any other."""
+        """Keep the answer to what is owed; believe nothing more after any other line."""
         try:
-            number, texts, _ = _unpack(line)
-            reason, message, hint, _ = (plain(text) for text in texts)
+            number, answer = _read_answer(line)
         except ValueError:
             self._fail("said what was not asked")
             return
         if number == 0:
-            self.failure = Failure(_REASONS.get(reason, "unreachable"), message, hint)
+            self.failure = answer.failure
         elif number > len(self.seconds) or not self.seconds[number - 1]:
             self._fail("said what was not asked")
         else:
             self.seconds[number - 1] = 0
-            self.lines[number] = line
+            self.answers[number] = answer
 
 
 def in_own_process(function, seconds):
@@ -1530,7 +1535,7 @@ def in_own_process(function, seconds):
 
     Failure too where it takes more than these seconds.
     """
-    child = Child(lambda _: Answer(data=function()), 1, ("ssl",))
+    child = Child(lambda _: Answer(data=function()), ["ssl"])
     try:
         return child.answer(child.submit([], seconds)).data
     finally:
@@ -1551,60 +1556,62 @@ def in_time(function, seconds):
     def run():
         """Call the function, and keep what it returned or raised."""
         try:
-            results.append((function(), None))
+            results.append(function())
         except Exception as error:
-            results.append((None, error))
+            results.append(error)
         ended.release()
 
     _thread.start_new_thread(run, ())
     if not ended.acquire(True, max(0.01, seconds)):
         raise TimeoutError("timed out")
-    result, error = results[0]
-    if error is not None:
-        raise error
-    return result
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
 
 
 def _feed(file, feeds):
     """Write to a pipe what it takes of {file: bytes that it gets}; close it at their end."""
-    try:
-        # so much fits into a pipe that select calls writable
-        written = file.write(feeds[file][: select.PIPE_BUF])
-        feeds[file] = feeds[file][written:]
-    except BrokenPipeError:  # who reads it has enough
-        feeds[file] = b""
+    # so much fits into a pipe that select calls writable
+    written = file.write(feeds[file][: select.PIPE_BUF])
+    feeds[file] = feeds[file][written:]
     if not feeds[file]:
         del feeds[file]
         file.close()
 
 
-def _converse(process, feeds, deadline, limit):
-    """Return (output, errors) of a process that is fed {file: bytes}, once it has ended.
+def _converse(process, feeds, deadline, pass_on):
+    """Return (output, the end of its errors) of a process that is fed {file: bytes}.
 
-    TimeoutError when the deadline (monotonic seconds) passes, ValueError over the limit of output.
+    It is over when the process itself has ended or has closed both. TimeoutError when the deadline
+    (monotonic seconds) passes, ValueError where its output is more than an offer may be.
     """
     output = bytearray()
     errors = bytearray()
     reading = {process.stdout: output, process.stderr: errors}
-    while reading:
-        has_ended = process.poll() is not None
-        left = deadline - time.monotonic()
-        patience = 0 if has_ended else max(0, min(left, 0.1))
-        readable, writable, _ = select.select(list(reading), list(feeds), [], patience)
-        if has_ended and (left < 0 or not readable):
-            break  # what it left running holds the pipes, and may go on writing
-        if left < 0:
+    if pass_on is not None:  # both come by one pipe, and only their end is kept
+        reading = {process.stdout: errors}
+    has_ended = False
+    while reading and not has_ended:
+        if time.monotonic() > deadline:
             raise TimeoutError("timed out")
+        has_ended = process.poll() is not None  # asked first: what it said last is still read
+        patience = 0.05
+        if has_ended:
+            # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
+            patience = 0.2
+        readable, writable, _ = select.select(list(reading), list(feeds), [], patience)
         for file in writable:
             _feed(file, feeds)
         for file in readable:
-            piece = os.read(file.fileno(), 65536)
+            piece = os.read(file.fileno(), _PIPE_HOLDS)
             reading[file] += piece
             if not piece:
                 del reading[file]
+            elif pass_on is not None:
+                pass_on(piece)
         del errors[:-_MAX_ERRORS]
-        if len(output) > limit:
-            raise ValueError(f"more than {limit} bytes")
+        if len(output) > MAX_OFFER:
+            raise ValueError(f"more than {MAX_OFFER} bytes")
     return bytes(output), bytes(errors)
 
 
@@ -1616,28 +1623,29 @@ def _end_process(process):
         process.wait()
 
 
-def run_process(command, environment, seconds, limit, feeds=(), data=b"", **options):
+def run_process(command, environment, seconds, feeds=(), pass_on=None, **options):
     """Return (exit status, output, the end of its errors) of a command, run in the folder /.
 
-    `data` goes to its standard input; `feeds` are more of (file to write to, bytes), `options` are
-    Popen's. TimeoutError and ValueError as _converse() has them; it is killed then.
+    `feeds` are (file to write to, bytes), `options` are Popen's. With pass_on(bytes) what it says
+    is passed on as it comes, and counts as errors. TimeoutError and ValueError as _converse() has
+    them; it is killed then.
     """
     import subprocess  # 4 ms
 
     deadline = time.monotonic() + seconds
-    options.update(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process = subprocess.Popen(command, env=environment, cwd="/", bufsize=0, **options)
-    feeds = {file: memoryview(content) for file, content in (*feeds, (process.stdin, data))}
-    try:
-        output, errors = _converse(process, feeds, deadline, limit)
-        # it may have closed its output, and sleep
-        status = process.wait(max(0.01, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise TimeoutError("timed out")
-    finally:
-        _end_process(process)
-        for file in (*feeds, process.stdout, process.stderr):
-            file.close()
+    settings = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": "/", "bufsize": 0}
+    if pass_on is not None:
+        settings["stderr"] = subprocess.STDOUT
+    settings.update(options, stdout=subprocess.PIPE, env=environment)
+    with subprocess.Popen(command, **settings) as process:
+        try:
+            output, errors = _converse(process, dict(feeds), deadline, pass_on)
+            # it may have closed its output, and sleep
+            status = process.wait(max(0.01, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            raise TimeoutError("timed out")
+        finally:
+            _end_process(process)
     return status, output, errors
 
 
@@ -1651,20 +1659,15 @@ def search_path(environment):
     path = environment.get("PATH")
     if not path:
         return SAFE_PATH
-    missing = [folder for folder in SAFE_PATH.split(":") if folder not in path.split(":")]
-    return ":".join([path, *missing])
+    return f"{path}:{SAFE_PATH}"
 
 
-def hook_environment(environment, config=""):
-    """Return the environment of a hook: no credential is in it, and the sbin folders are found.
+def command_environment(environment, config):
+    """Return the environment of an administrator's command: the sbin folders are found.
 
-    With a config dir it tells a certferry that the hook starts whose run holds the lock there.
+    It tells a certferry that the command starts whose run holds the lock of the config dir.
     """
-    kept = {name: value for name, value in environment.items() if name not in CREDENTIALS}
-    kept["PATH"] = search_path(environment)
-    if config:
-        kept["CERTFERRY_HOOK_OF"] = config
-    return kept
+    return dict(environment, PATH=search_path(environment), CERTFERRY_HOOK_OF=config)
 
 
 def openssl_environment(system_roots):
@@ -1679,49 +1682,47 @@ def openssl_environment(system_roots):
     return environment
 
 
-def _pipe_in(content, is_for_nobody):
-    """Return (descriptor to read from, file to write to, bytes) of a pipe that openssl opens."""
+def _pipe(content):
+    """Return (descriptor to read from, file to write to, bytes) of a pipe for a process."""
     read, write = os.pipe()
-    _check_dev_fd(read)
-    if is_for_nobody:
-        os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
-    return read, open(write, "wb", 0), content
+    return read, open(write, "wb", 0), memoryview(content)
 
 
-def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False):
-    """Run the openssl command; return (exit status, output, its words on standard error).
+def run_openssl(arguments, data=b"", files=(), trusted=False):
+    """Run the openssl command; return (exit status, output, errors), the last two as bytes.
 
     `data` goes to its standard input, each of `files` (option, bytes) to a pipe that the option
-    names. It is nobody unless its input is `trusted`, and without `system_roots` it sees no trust
-    store. Failure where it cannot be run or does not end.
+    names; a -CAfile is all that it trusts. It is nobody unless its input is `trusted`. Failure
+    where it cannot be run or does not end, ValueError where it prints too much.
     """
     import subprocess
 
-    options = {"start_new_session": True}  # with root's terminal it could type into root's shell
+    pipes = [_pipe(data)]
+    # with root's terminal it could type into root's shell
+    options = {"start_new_session": True, "stdin": pipes[0][0]}
     is_confined = os.geteuid() == 0 and not trusted
     if is_confined:
         # safe because whoever comes here as root has no threads
         options["preexec_fn"] = _confine_openssl
     command = ["openssl", *arguments]
-    pipes = []
     for option, content in files:
-        pipes.append(_pipe_in(content, is_confined))
-        command += [option, f"/dev/fd/{pipes[-1][0]}"]
-    options["pass_fds"] = [read for read, _, _ in pipes]
-    options["feeds"] = [(file, content) for _, file, content in pipes]
-    environment = openssl_environment(system_roots)
+        pipes.append(_pipe(content))
+        read = pipes[-1][0]
+        if is_confined:
+            os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
+        _check_dev_fd(read)
+        command += [option, f"/dev/fd/{read}"]
+    options["pass_fds"] = [read for read, _, _ in pipes[1:]]
+    feeds = [(file, content) for _, file, content in pipes]
+    environment = openssl_environment(system_roots="-CAfile" not in command)
     try:
-        status, output, errors = run_process(
-            command, environment, OPENSSL_SECONDS, 2 * MAX_OFFER, data=data, **options
-        )
+        return run_process(command, environment, OPENSSL_SECONDS, feeds, **options)
     except TimeoutError:
         words = f"openssl {arguments[0]} did not end in {OPENSSL_SECONDS} s"
         raise Failure(None, words, "Is this host overloaded? Run it again")
     except subprocess.SubprocessError:
         hint = "Give root CAP_SETUID and CAP_SETGID here"
         raise Failure(None, "openssl cannot be run as nobody", hint)
-    except ValueError as error:
-        raise Failure(None, f"openssl {arguments[0]} prints {error}")
     except OSError as error:
         words = f"there is no openssl command here that runs ({plain(words_of(error), 80)})"
         raise Failure(None, words, "Install the package openssl")
@@ -1729,7 +1730,6 @@ def run_openssl(arguments, data=b"", files=(), system_roots=False, trusted=False
         for read, file, _ in pipes:
             os.close(read)
             file.close()
-    return status, output, errors.decode("ascii", "replace")
 
 
 def _public_key(pem):
@@ -1782,33 +1782,27 @@ def _knows_auth_level():
     return status == 0
 
 
-def _first_closed(folder):
-    """Return the first part of a trust store that this process may not read, as bytes, or none.
-
-    `folder` is where openssl keeps it, unless the environment says otherwise.
-    """
-    roots = os.environ.get("SSL_CERT_DIR", f"{folder}/certs")
-    paths = [roots, os.environ.get("SSL_CERT_FILE", f"{folder}/cert.pem")]
-    if os.access(roots, os.R_OK):
-        paths += [f"{roots}/{name}" for name in os.listdir(roots)]
-    for path in paths:
-        try:
-            open(path, "rb").close()
-        except PermissionError:
-            return os.fsencode(path)
-        except OSError:
-            pass  # a folder, or it is not there
-    return b""
-
-
 def _closed_store():
     """Return the path of what nobody can't read of the system's trust store, or ""."""
-    output = run_openssl(["version", "-d"])[1]
-    match = re.match(rb'OPENSSLDIR: "([^"]+)"', output)
-    if match is None:
-        return ""
-    folder = os.fsdecode(match[1])
-    return os.fsdecode(in_own_process(lambda: _first_closed(folder), OPENSSL_SECONDS))
+    _, output, _ = run_openssl(["version", "-d"])
+    folder = re.sub(r'^OPENSSLDIR: "|"\s*$', "", os.fsdecode(output))
+    roots = os.environ.get("SSL_CERT_DIR", f"{folder}/certs")
+
+    def first_closed():
+        """Return the first path that this process may not read, as bytes, or none."""
+        paths = [roots, os.environ.get("SSL_CERT_FILE", f"{folder}/cert.pem")]
+        if os.access(roots, os.R_OK):
+            paths += [f"{roots}/{name}" for name in os.listdir(roots)]
+        for path in paths:
+            try:
+                open(path, "rb").close()
+            except PermissionError:
+                return os.fsencode(path)
+            except OSError:
+                pass  # a folder, or it is not there
+        return b""
+
+    return os.fsdecode(in_own_process(first_closed, OPENSSL_SECONDS))
 
 
 def _describe_rootless(words, chain, roots):
@@ -1857,11 +1851,10 @@ def verify_chain(leaf, chain, roots, now):
         files.append(("-CAfile", to_pem(root.der for root in roots)))
     if chain:
         files.append(("-untrusted", to_pem(issuer.der for issuer in chain)))
-    own_roots = roots is None
-    status, output, errors = run_openssl(arguments, to_pem([leaf.der]), files, own_roots)
+    status, output, errors = run_openssl(arguments, to_pem([leaf.der]), files)
     if status == 0:
         return None
-    words = errors + "\n" + output.decode("ascii", "replace")
+    words = (errors + b"\n" + output).decode("ascii", "replace")
     return _describe_refusal(words, chain, roots)
 
 
@@ -1874,8 +1867,8 @@ TLS_13_ONLY = "TLS 1.3 only"  # said of a server that could not be asked for our
 _MAX_SAID = 16384  # bytes of one answer before TLS: an EHLO's has 1 KiB, XMPP's features have 4
 _MAX_ADDRESSES = 8  # of one host that are tried
 
-# For each type of key: what rules out the other one where a server has both (in TLS 1.2 the cipher
-# settles which certificate it shows), and the algorithm as it stands in a certificate.
+# For each type of key: the ciphers to exclude so that a server which has both types can't show the
+# other one, and the algorithm as it stands in a certificate.
 _TYPES = {
     "RSA": (":!aECDSA", b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01"),
     "ECDSA": (":!aRSA", b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01"),
@@ -1891,14 +1884,6 @@ class Job(collections.namedtuple("Job", "kind host port timeout server_name key_
     shows another one is asked for it. `role` is upstream, default (an upstream that nobody named,
     and that this very machine can't be) or service (a local one, asked again after a timeout).
     """
-
-    @property
-    def text(self):
-        """Return the source as a person reads it."""
-        shown = endpoint_text(self.host, self.port)
-        if self.kind == "tls":
-            return shown
-        return f"{self.kind}://{shown}"
 
 
 def named(text, failure):
@@ -2031,14 +2016,14 @@ def _own_name(connection):
 def _hear(connection, measure, deadline):
     """Return what is answered, at least all of an answer; or Failure."""
     heard = b""
+    hint = "Check the protocol and the port"
     while measure(heard) > len(heard):
         if len(heard) > _MAX_SAID:
-            raise Failure("unreachable", "does not come to TLS", "Check the protocol and the port")
+            raise Failure("unreachable", "does not come to TLS", hint)
         connection.settimeout(_left(deadline))
         piece = connection.recv(4096)
         if not piece:
-            words = "ends the connection before TLS begins"
-            raise Failure("unreachable", words, "Check the protocol and the port")
+            raise Failure("unreachable", "ends the connection before TLS begins", hint)
         heard += piece
     return heard
 
@@ -2072,38 +2057,35 @@ def _begin_tls(job, connection, deadline):
 # The handshake
 
 
-def _limit_tls(context, ciphers, highest):
-    """Make an SSL context take TLS 1.2, up to `highest` (1.2 or 1.3), with ephemeral keys."""
+def _limit_tls(context, excluded=""):
+    """Make an SSL context take TLS 1.2 or 1.3 with ephemeral keys.
+
+    With `excluded` ciphers TLS 1.2 alone, where the cipher settles the type of the certificate.
+    """
     import ssl
 
     # no static RSA: that would be a handshake without a signature
-    context.set_ciphers(ciphers)
+    context.set_ciphers(CIPHERS + excluded)
     if sys.version_info >= (3, 7):  # where the options warn, which takes 1 ms
         context.minimum_version = ssl.TLSVersion.TLSv1_2  # novm (vermin sees no condition)
-        if highest == "1.2":
+        if excluded:
             context.maximum_version = ssl.TLSVersion.TLSv1_2  # novm
         return
     context.options |= ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    if highest == "1.2":
+    if excluded:
         context.options |= getattr(ssl, "OP_NO_TLSv1_3", 0)  # the first 3.6 had none
 
 
 @memoized  # a thousand exchanges share it, and no session: a resumed one shows the old leaf
-def _context(key_type):
-    """Return the SSL context of a handshake in which nothing is verified but the proof.
-
-    With a key type it is one in which the server can't show a certificate for another type.
-    """
+def _context(excluded):
+    """Return the SSL context of a handshake in which nothing is verified but the proof."""
     import ssl
 
     # without the trust store, which takes 20 ms to load: a new leaf is verified later, by openssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # the peer's signature is checked all the same
-    if key_type:
-        _limit_tls(context, CIPHERS + _TYPES[key_type][0], "1.2")
-    else:
-        _limit_tls(context, CIPHERS, "1.3")
+    _limit_tls(context, excluded)
     return context
 
 
@@ -2150,12 +2132,10 @@ _SIGNS = (
 )
 
 
-def _failure_of(error, job):
+def _handshake_failure(error, job):
     """Return the Failure that an exception, or a Failure itself, stands for."""
     if isinstance(error, Failure):
         return error
-    if isinstance(error, ValueError) and not isinstance(error, OSError):  # SSLError may be both
-        return Failure("malformed", f"shows {error}", "Look at what answers there")
     words = str(error).lower().replace("_", " ")
     for pattern, reason, message, hint in _SIGNS:
         if re.search(pattern, words):
@@ -2165,15 +2145,15 @@ def _failure_of(error, job):
     return Failure("unreachable", words, "Check the network and the address")
 
 
-def _shake_hands(job, connection, key_type, deadline):
+def _shake_hands(job, connection, excluded, deadline):
     """Return the certificates (DER) that a peer has shown and proven, leaf first; or OSError."""
-    name = None if is_address(job.server_name) else job.server_name
-    if name and sys.version_info >= (3, 7):
+    name = job.server_name
+    if is_address(name):
+        name = None
+    elif sys.version_info >= (3, 7):
         name = name.encode()  # as in _resolve
-    context = _context(key_type)
-    with context.wrap_socket(
-        connection, server_hostname=name, do_handshake_on_connect=False
-    ) as peer:
+    options = {"server_hostname": name, "do_handshake_on_connect": False}
+    with _context(excluded).wrap_socket(connection, **options) as peer:
         peer.settimeout(_left(deadline))
         try:
             peer.do_handshake()  # the proof; nothing is read: it would ask for a client certificate
@@ -2185,7 +2165,7 @@ def _shake_hands(job, connection, key_type, deadline):
         return [leaf] + [der for der in _shown_by(peer) if der != leaf]
 
 
-def _prove(job, key_type, address, deadline):
+def _prove(job, excluded, address, deadline):
     """Return the certificates (DER) of a completed handshake with an address; or OSError, Failure.
 
     `address` is (family, socket address). Before Python 3.10 the leaf comes alone.
@@ -2197,29 +2177,26 @@ def _prove(job, key_type, address, deadline):
         connection.settimeout(_left(deadline))
         connection.connect(where)
         _begin_tls(job, connection, deadline)
-        return _shake_hands(job, connection, key_type, deadline)
+        return _shake_hands(job, connection, excluded, deadline)
 
 
-def _add_chain(job, key_type, address, deadline, leaf):
+def _add_chain(job, excluded, address, deadline, leaf):
     """Return leaf and chain (DER) where Python can't tell the chain: s_client tells it.
 
     It is a witness of nothing else: what it shows counts only with the leaf that was proven.
     """
-    ciphers = CIPHERS
-    if key_type:
-        ciphers += _TYPES[key_type][0]
     where = endpoint_text(*address[1][:2])
-    command = ["openssl", "s_client", "-connect", where, "-showcerts", "-cipher", ciphers]
-    command += ["-no_tls1", "-no_tls1_1"]
-    if key_type:
+    command = ["openssl", "s_client", "-connect", where, "-showcerts", "-no_tls1", "-no_tls1_1"]
+    command += ["-cipher", CIPHERS + excluded]
+    if excluded:
         command += ["-no_tls1_3"]
     if not is_address(job.server_name):
         command += ["-servername", job.server_name]
     if job.kind != "tls":
         command += ["-starttls", job.kind, "-xmpphost", job.server_name]
+    environment = openssl_environment(system_roots=False)
     for _ in range(3):  # a pool, or a rotation between the two handshakes
-        environment = openssl_environment(system_roots=False)
-        _, output, _ = run_process(command, environment, _left(deadline), 2 * MAX_OFFER)
+        _, output, _ = run_process(command, environment, _left(deadline))
         # only what begins a line: a subject can hold the text of another certificate
         blocks = re.findall(rb"(?ms)^-----BEGIN CERTIFICATE-----$.*?^-----END .*?$", output)
         ders, _ = read_pem(b"\n".join(blocks))
@@ -2234,17 +2211,19 @@ def _add_chain(job, key_type, address, deadline, leaf):
 
 def _ask_address(job, address, deadline):
     """Return the Answer of one address; or OSError, ValueError, Failure."""
-    key_type, note = "", ""
-    ders = _prove(job, key_type, address, deadline)
-    if job.key_type in _TYPES and _TYPES[job.key_type][1] not in ders[0]:
+    excluded = ""
+    note = ""
+    ders = _prove(job, excluded, address, deadline)
+    other_types, algorithm = _TYPES.get(job.key_type, ("", b""))
+    if algorithm not in ders[0]:
         try:
-            ders = _prove(job, job.key_type, address, deadline)
-            key_type = job.key_type
+            ders = _prove(job, other_types, address, deadline)
+            excluded = other_types
         except (OSError, ValueError, Failure) as error:
             if "protocol" in str(error).lower():  # it has no TLS 1.2: nothing more can be asked
                 note = TLS_13_ONLY
     if sys.version_info < (3, 10):
-        ders = _add_chain(job, key_type, address, deadline, ders[0])
+        ders = _add_chain(job, excluded, address, deadline, ders[0])
     return Answer(message=note, address=address[1][0], data=to_pem(ders))
 
 
@@ -2258,7 +2237,7 @@ def _is_own(family, where):
             own = probe.getsockname()[0]
     except OSError:
         return False
-    return own in (where[0], "::1") or own.startswith("127.")
+    return own == where[0] or own.startswith("127.")
 
 
 def _resolve(job, deadline):
@@ -2297,7 +2276,7 @@ def _exchange(job):
         try:
             return _ask_address(job, address, time.monotonic() + share)
         except (OSError, ValueError, Failure) as error:
-            failures.append(_failure_of(error, job))
+            failures.append(_handshake_failure(error, job))
     raise max(failures, key=lambda failure: _GRAVITY.index(failure.reason))
 
 
@@ -2308,14 +2287,15 @@ def _answer_job(timed_out, texts):
     """
     job = Job(*texts)
     job = job._replace(port=int(job.port), timeout=float(job.timeout))
-    waited, failure = timed_out.get(job.text, (0, None))
+    endpoint = (job.kind, job.host, job.port)
+    waited, failure = timed_out.get(endpoint, (0, None))
     if job.role != "service" and job.timeout <= waited:  # a service that restarts may come late
         raise failure
     try:
         return _exchange(job)
     except Failure as failure:
         if failure.reason == "timeout":
-            timed_out[job.text] = (job.timeout, failure)
+            timed_out[endpoint] = (job.timeout, failure)
         raise
 
 
@@ -2328,20 +2308,18 @@ class Network(Child):
         if sys.version_info < (3, 10):
             # for s_client, and for names in 3.6
             modules += ["subprocess", "encodings.idna", "encodings.punycode"]
-        Child.__init__(self, functools.partial(_answer_job, {}), SIDE_BY_SIDE, modules)
-        self.texts = []  # of the jobs
+        Child.__init__(self, functools.partial(_answer_job, {}), modules)
 
     def submit(self, job):
         """Have an exchange made; return the number that answer() takes."""
-        self.texts.append(job.text)
         return Child.submit(self, [str(field) for field in job], job.timeout)
 
-    def answer(self, number):
-        """Return the Answer to a job: PEM, the proven leaf first; or a Failure that names it."""
+    def answer(self, number, source):
+        """Return the Answer of a source: PEM, the proven leaf first; or a Failure that names it."""
         try:
             return Child.answer(self, number)
         except Failure as failure:
-            raise named(self.texts[number - 1], failure)
+            raise named(source.text, failure)
 
 
 # Files and commands
@@ -2437,12 +2415,10 @@ def _read_medium(path):
 
 def _run_command(command, seconds, environment, config):
     """Return what a shell command prints, if it ends with status 0 in time; else Failure."""
-    environment = dict(environment, PATH=search_path(environment), CERTFERRY_HOOK_OF=config)
+    environment = command_environment(environment, config)
     shell = ["/bin/sh", "-c", command]
     try:
-        status, output, errors = run_process(
-            shell, environment, seconds, MAX_OFFER, start_new_session=True
-        )
+        status, output, errors = run_process(shell, environment, seconds, start_new_session=True)
     except TimeoutError:
         hint = "Run it by hand, or give --timeout SECONDS"
         raise Failure("timeout", f"did not end in {seconds:g} s", hint)
@@ -2464,8 +2440,11 @@ _STATUS = {  # what a store's status, or its first digit, means and what to do
 }
 
 
-def _dig(document, *names):
-    """Return what is at the end of nested names in a JSON document, or None."""
+def _dig(data, *names):
+    """Return what is at the end of nested names in a JSON document (bytes), or None."""
+    import json
+
+    document = json.loads(data.decode())
     for name in names:
         if not isinstance(document, dict):
             return None
@@ -2481,32 +2460,36 @@ def _pem_in(document):
     return re.sub(r"(\\+[rn])+", "\n", json.dumps(document)).encode()
 
 
-def _connect(given, url):
+def _end_of(parts):
+    """Return (host, port) of an https URL's parts; a trailing dot is for the resolver alone."""
+    return parts.hostname.rstrip("."), parts.port or 443
+
+
+def _connect(given, parts):
     """Return an HTTP connection, over TLS unless it is the local one to a managed identity."""
     import http.client
     import socket
     import ssl
-    import urllib.parse
 
-    parts = urllib.parse.urlsplit(url)
     seconds = float(given["seconds"])
     if parts.scheme == "http":
         return http.client.HTTPConnection(parts.netloc, timeout=seconds)
     context = ssl.create_default_context(cadata=given.get("roots"))
     # from Python 3.13 on: it refuses private roots that everybody has
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    _limit_tls(context, CIPHERS, "1.3")
-    # a trailing dot is for the resolver alone
-    host = parts.hostname.rstrip(".")
-    port = parts.port or 443
+    _limit_tls(context)
+    host, port = _end_of(parts)
     connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
     plain_socket = socket.create_connection((parts.hostname, port), seconds)
     connection.sock = context.wrap_socket(plain_socket, server_hostname=host)
     return connection
 
 
-def _send_request(given, url, headers, body):
-    """Return (status, where it redirects to or "", data) of an answer, to a POST with a body."""
+def _request(given, url, headers, body=None, is_redirected=False):
+    """Return the bytes that a store answers with, to a POST where there is a body; or Failure.
+
+    Of too many they are the first. A redirect is followed once, and only over TLS.
+    """
     import urllib.parse
 
     if not re.match(r"[ -~]*\Z", "".join(headers.values())):  # http.client's words would show it
@@ -2514,44 +2497,21 @@ def _send_request(given, url, headers, body):
         raise Failure("unreachable", words, "Correct it")
     parts = urllib.parse.urlsplit(url)
     target = urllib.parse.urlunsplit(("", "", parts.path, parts.query, ""))
-    connection = _connect(given, url)
+    connection = _connect(given, parts)
     connection.request("POST" if body else "GET", target, body, headers)
     response = connection.getresponse()
     data = response.read(MAX_OFFER + 1)
-    place = response.getheader("Location", "")
-    if response.status // 100 != 3 or not place:
-        return response.status, "", data
-    return response.status, urllib.parse.urljoin(url, place), data
-
-
-def _is_same_place(url, other):
-    """Say whether two https URLs have the same host and port."""
-    import urllib.parse
-
-    places = [urllib.parse.urlsplit(each) for each in (url, other)]
-    ends = [(each.scheme, each.hostname.rstrip("."), each.port or 443) for each in places]
-    return ends[0] == ends[1]
-
-
-def _request(given, url, headers, body=None):
-    """Return the JSON document that a store answers with; Failure, OSError, ValueError.
-
-    A redirect is followed once, and only over TLS.
-    """
-    import json
-
-    status, place, data = _send_request(given, url, headers, body)
-    if place.startswith("https://"):
-        if not _is_same_place(url, place):  # what is secret is for the host that was named
-            headers = {}
+    place = urllib.parse.urljoin(url, response.getheader("Location", ""))
+    may_follow = place.startswith("https://") and not is_redirected
+    if may_follow and response.status // 100 == 3:
+        if _end_of(urllib.parse.urlsplit(place)) != _end_of(parts):
+            headers = {}  # what is secret is for the host that was named
             body = None
-        status, _, data = _send_request(given, place, headers, body)
-    if status != 200:
-        hint = _STATUS.get(status) or _STATUS.get(status // 100) or "Look there"
-        raise Failure("unreachable", f"does not give it (status {status})", hint)
-    if len(data) > MAX_OFFER:
-        raise Failure("malformed", f"answers with more than {MAX_OFFER} bytes", "Check the path")
-    return json.loads(data.decode())
+        return _request(given, place, headers, body, is_redirected=True)
+    if response.status != 200:
+        hint = _STATUS.get(response.status) or _STATUS.get(response.status // 100, "Look there")
+        raise Failure("unreachable", f"does not give it (status {response.status})", hint)
+    return data
 
 
 def _vault_token(given, url, headers):
@@ -2568,9 +2528,10 @@ def _vault_token(given, url, headers):
     return str(_dig(answer, "auth", "client_token"))
 
 
-def _vault_secret(given, place, target):
+def _vault_secret(given):
     """Return the PEM bytes of a KV secret: version 2, or 1 where the mount is."""
-    url = f"https://{place}/v1/"
+    target = given["target"]
+    url = f"https://{given['place']}/v1/"
     headers = {}
     if "VAULT_NAMESPACE" in given:
         headers["X-Vault-Namespace"] = given["VAULT_NAMESPACE"]
@@ -2584,12 +2545,13 @@ def _vault_secret(given, place, target):
     except Failure:
         pass  # a policy may forbid it: then the secret's own answer tells
     path = target[len(mount) :]
+    within = ["data"]
     if version == "2":
-        secret = _dig(_request(given, f"{url}{mount}data/{path}", headers), "data", "data")
-    else:
-        secret = _dig(_request(given, f"{url}{mount}{path}", headers), "data")
+        path = "data/" + path
+        within = ["data", "data"]
+    secret = _request(given, url + mount + path, headers)
     names = "fullchain certificate cert chain ca_chain private_key privkey key"
-    return _pem_in([_dig(secret, name) for name in names.split()])
+    return _pem_in([_dig(secret, *within, name) for name in names.split()])
 
 
 def _azure_token(given, cloud):
@@ -2617,84 +2579,81 @@ def _azure_token(given, cloud):
     return str(_dig(answer, "access_token"))
 
 
-def _azure_secret(given, place, target):
+def _azure_secret(given):
     """Return the bytes of a Key Vault secret: PEM, or the DER of a PKCS#12 container."""
+    place = given["place"]
     cloud = place.partition(":")[0].rstrip(".").partition(".")[2]
     headers = {"Authorization": f"Bearer {_azure_token(given, cloud)}"}
-    document = _request(given, f"https://{place}/secrets/{target}?api-version=7.4", headers)
-    value = str(_dig(document, "value"))
-    if "pkcs12" in str(_dig(document, "contentType")):
+    url = f"https://{place}/secrets/{given['target']}?api-version=7.4"
+    secret = _request(given, url, headers)
+    value = str(_dig(secret, "value"))
+    if "pkcs12" in str(_dig(secret, "contentType")):
         return binascii.a2b_base64(value)
     return _pem_in(value)
 
 
-def _answer_store(function, texts):
-    """Return the Answer of a store, in its process; or Failure.
+# How each kind of store is asked: a function from its settings, with the `place` (HOST:PORT), the
+# `target` (a path) and the `seconds` that it may take, to the bytes of a secret.
+_ASK_STORE = {"vault": _vault_secret, "azure": _azure_secret}
 
-    `texts` are the place, the path of the secret, and NAME=VALUE of all that function() is given.
-    """
+
+def _answer_store(kind, texts):
+    """Return the Answer of a store, in its process, given NAME=VALUE texts; or Failure."""
     import http.client
 
-    place, target, *pairs = texts
-    given = dict(pair.split("=", 1) for pair in pairs)
+    given = dict(text.split("=", 1) for text in texts)
     seconds = float(given["seconds"])
     try:
-        data = in_time(lambda: function(given, place, target), seconds)
+        return Answer(data=in_time(lambda: _ASK_STORE[kind](given), seconds))
     except OSError as error:
         words = str(getattr(error, "verify_message", "") or words_of(error))
         if "timed out" in words:
             raise Failure("timeout", f"gave no answer in {seconds:g} s", "Is it overloaded?")
-        hint = "Is it running? VAULT_CACERT names the root of a Vault"
+        hint = f"Is it running? {STORES[kind].roots} names other roots than the system's"
         raise Failure("unreachable", f"gives no answer ({words.lower()})", hint)
     except (ValueError, RecursionError, http.client.HTTPException):
         raise Failure("malformed", "answers with what cannot be read", "Is it the right one?")
-    return Answer(data=data)
 
 
-_STORE_SETTINGS = (*CREDENTIALS, "AZURE_AUTHORITY_HOST", "AZURE_POD_IDENTITY_AUTHORITY_HOST")
-_STORE_ROOTS = {"vault": "VAULT_CACERT", "azure": "SSL_CERT_FILE"}
+def _read_setting(environment, name, is_path):
+    """Return the value of a store's setting, or of the file that it names; Failure without one."""
+    value = environment[name].strip()
+    if value and is_path:
+        try:
+            value = read_safely(value, MAX_OFFER).decode("ascii", "ignore").strip()
+        except (OSError, ValueError) as error:
+            words = f"needs {name}, and {value} cannot be read ({words_of(error).lower()})"
+            raise Failure("unreachable", words, "Is it in place?")
+    if not value:
+        hint = "Set it in certferry/environment, or remove it"
+        raise Failure("unreachable", f"needs {name}, which is set and empty", hint)
+    return value
 
 
-def _read_setting(name, path):
-    """Return the text of a file that a store's setting names, which nobody can't read; Failure."""
-    try:
-        return read_safely(path, MAX_OFFER).decode("ascii", "ignore").strip()
-    except (OSError, ValueError) as error:
-        words = f"needs {name}, and {path} cannot be read ({words_of(error).lower()})"
-        raise Failure("unreachable", words, "Is it in place?")
+def _settings_of(store, environment):
+    """Return {name without _FILE: value} of the settings of a StoreKind that are set; or Failure.
 
-
-def _settings_of(kind, environment):
-    """Return {name: value} of a store's settings, files read; Failure where one is empty."""
+    What is in files is read here: nobody can't. `roots` is the PEM text of roots.
+    """
     settings = {}
-    for name in (*_STORE_SETTINGS, _STORE_ROOTS[kind]):
-        is_root = name == _STORE_ROOTS[kind]
-        if name not in environment or not (is_root or name.startswith(kind.upper())):
-            continue
-        short = "roots" if is_root else re.sub("_FILE$", "", name)
-        if short in settings:
-            continue  # what is in the environment itself comes before its file
-        value = environment[name].strip()
-        if value and (is_root or name.endswith("_FILE")):
-            value = _read_setting(name, value)
-        if not value:
-            hint = "Set it in certferry/environment, or remove it"
-            raise Failure("unreachable", f"needs {name}, which is set and empty", hint)
-        settings[short] = value
+    for name in store.settings:
+        short = re.sub("_FILE$", "", name)
+        if name in environment and short not in settings:
+            settings[short] = _read_setting(environment, name, short != name)
+    if store.roots in environment:
+        settings["roots"] = _read_setting(environment, store.roots, True)
     return settings
 
 
 class Stores:
-    """The processes that ask Vaults and Azure Key Vaults, forked before any key is read."""
+    """The processes that ask stores, one for each kind, forked before any key is read."""
 
     def __init__(self, kinds):
         """Fork one for each of these kinds of source that is a store."""
         modules = ("encodings.idna", "http.client", "json", "ssl", "urllib.parse")
         self.children = {}
-        for kind, function in (("vault", _vault_secret), ("azure", _azure_secret)):
-            if kind in kinds:
-                handler = functools.partial(_answer_store, function)
-                self.children[kind] = Child(handler, 1, modules)
+        for kind in kinds.intersection(STORES):
+            self.children[kind] = Child(functools.partial(_answer_store, kind), modules)
 
     @property
     def broken(self):
@@ -2703,17 +2662,12 @@ class Stores:
 
     def fetch(self, source, seconds, environment):
         """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
-        settings = _settings_of(source.kind, environment)
-        settings["seconds"] = f"{seconds}"
+        given = _settings_of(STORES[source.kind], environment)
         place = endpoint_text(source.host, source.port)
-        pairs = [f"{name}={value}" for name, value in settings.items()]
+        given.update(place=place, target=source.target, seconds=str(seconds))
         child = self.children[source.kind]
-        return child.answer(child.submit([place, source.target, *pairs], seconds)).data
-
-    def close(self):
-        """End them."""
-        for child in self.children.values():
-            child.close()
+        texts = [f"{name}={value}" for name, value in given.items()]
+        return child.answer(child.submit(texts, seconds)).data
 
 
 # What the rest of the file asks
@@ -2755,9 +2709,10 @@ def read_offer(source, answer):
         ders, key = read_pem(answer.data)
         if not ders:
             raise ValueError("no certificate in it")
-        issuers = [der for der in ders if _is_issuer(der)]
+        for der in ders:
+            parse_certificate(der)
         if source.kind in KEY_HOLDING:  # in any order
-            ders.sort(key=lambda der: der in issuers)
+            ders.sort(key=_is_issuer)
         elif key:
             raise ValueError("a private key, which no handshake brings")
     except ValueError as error:
@@ -3892,33 +3847,26 @@ def rehearse(leaf, chain, key):
 # Hooks
 # --------------------------------------------------------------------------------------------------
 
-_PIPE_HOLDS = 1 << 20  # bytes at most: one read takes all that is in it
 
-
-def _split_folder(config, kind):
-    """Return (the hooks in renewal-hooks/KIND, what is left out), as certbot takes them, sorted."""
+def _hook_folder(config, kind):
+    """Return the files in renewal-hooks/KIND, sorted, but for an editor's copies (`~`)."""
     folder = f"{config}/renewal-hooks/{kind}"
-    executables = []
-    others = []
-    for name in list_folder(folder):
-        path = f"{folder}/{name}"
-        if name.endswith("~") or os.path.isdir(path):
-            continue
-        if os.path.isfile(path) and os.access(path, os.X_OK):
-            executables.append(path)
-        else:
-            others.append(path)
-    return executables, others
+    paths = [f"{folder}/{name}" for name in list_folder(folder) if not name.endswith("~")]
+    return [path for path in paths if not os.path.isdir(path)]
 
 
 def hook_files(config, kind):
-    """Return the hooks in renewal-hooks/KIND, sorted: executable, and no editor's copy (`~`)."""
-    return _split_folder(config, kind)[0]
+    """Return the hooks in renewal-hooks/KIND, as certbot takes them: executable, sorted."""
+    return [path for path in _hook_folder(config, kind) if os.access(path, os.X_OK)]
 
 
-def skipped_hooks(config, kind):
-    """Return the files in renewal-hooks/KIND that do not run, since they are not executable."""
-    return _split_folder(config, kind)[1]
+def skipped_hooks(config):
+    """Return the files in the hooks' folders that do not run, since they are not executable."""
+    skipped = []
+    for kind in ("deploy", "post", "alert"):
+        paths = _hook_folder(config, kind)
+        skipped += [path for path in paths if not os.access(path, os.X_OK)]
+    return skipped
 
 
 def deploy_hooks(config, options):
@@ -3926,23 +3874,22 @@ def deploy_hooks(config, options):
     return tuple(dict.fromkeys(hook_files(config, "deploy") + list(options.deploy_hooks)))
 
 
-def names_variable(names):
-    """Return (names with blanks between them, whether some were cut off) for an environment."""
+def names_variable(variable, names, report, lineage_name=""):
+    """Return the value of a variable of names, cut with a warning where it is too long."""
     text = " ".join(names)
     if len(text) <= MAX_VARIABLE:
-        return text, False
-    return text[: MAX_VARIABLE + 1].rpartition(" ")[0], True
+        return text
+    report.warning(lineage_name, f"{variable} is too long, and was cut")
+    return text[: MAX_VARIABLE + 1].rpartition(" ")[0]
 
 
-def _check_file(hook):
+def _check_file(path):
     """Raise Failure where somebody else could change what runs, through a link on the way too."""
-    path = hook
-    for _ in range(MAX_LINKS):
-        check_folder(os.path.realpath(os.path.dirname(path)))
-        check_folder(path)
-        if not os.path.islink(path):
-            return
-        path = os.path.join(os.path.dirname(path), os.readlink(path))
+    folder = os.path.dirname(path)
+    check_folder(os.path.realpath(folder))
+    check_folder(path)  # OSError for links in a circle
+    if os.path.islink(path):
+        _check_file(os.path.join(folder, os.readlink(path)))
 
 
 def _arguments(hook, config):
@@ -3956,70 +3903,29 @@ def _arguments(hook, config):
     return ["/bin/sh", "-c", 'exec "$0"', hook]
 
 
-def _listen(process, pass_on):
-    """Pass on what a hook says until its own process ends; return its last words as bytes.
-
-    subprocess.TimeoutExpired where it does not end in time.
-    """
-    until = time.monotonic() + HOOK_SECONDS
-    last = b""
-    ended = False
-    while not ended and time.monotonic() < until:
-        # asked first: what it said last is still read
-        ended = process.poll() is not None
-        patience = 0.05
-        if ended:
-            # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
-            patience = 0.2
-        if select.select([process.stdout], [], [], patience)[0]:
-            piece = os.read(process.stdout.fileno(), _PIPE_HOLDS)
-            if not piece:
-                break
-            pass_on(piece)
-            last = (last + piece)[-MAX_TEXT:]
-    process.wait(max(0, until - time.monotonic()))
-    return last
-
-
-def _describe_end(status, last):
-    """Return "" for status 0, else the status and the last line that the hook said."""
-    if status == 0:
-        return ""
-    lines = last.decode("utf-8", "replace").strip().splitlines()
-    return plain(", ".join([f"status {status}", *lines[-1:]]))
-
-
 def run_hook(hook, config, environment, variables, pass_on):
     """Run a hook and return ("" or what went wrong, seconds that it took).
 
-    Its output goes to pass_on(bytes) as it comes. It is over when its own process is.
+    Its output goes to pass_on(bytes) as it comes. It is over when its own process is. No credential
+    is in its environment.
     """
-    import subprocess  # 3 ms
-
+    environment = command_environment(environment, config)
+    for name in CREDENTIALS:
+        environment.pop(name, None)
+    environment.update(variables)
     started = time.monotonic()
+    wrong = ""
     try:
-        process = subprocess.Popen(
-            _arguments(hook, config),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd="/",
-            env=dict(hook_environment(environment, config), **variables),
-            start_new_session=True,
+        command = _arguments(hook, config)
+        status, _, said = run_process(
+            command, environment, HOOK_SECONDS, pass_on=pass_on, start_new_session=True
         )
+        if status != 0:
+            wrong = f"status {status}, {last_line(said)}".rstrip(", ")  # it may have said nothing
+    except TimeoutError:
+        wrong = f"did not end in {HOOK_SECONDS} s"
     except (Failure, OSError) as error:
         return plain(words_of(error)), 0.0
-    try:
-        last = _listen(process, pass_on)
-        wrong = _describe_end(process.returncode, last)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, SIGKILL)
-        process.wait()
-        wrong = f"did not end in {HOOK_SECONDS} s"
-    except KeyboardInterrupt:
-        os.killpg(process.pid, SIGKILL)  # the next run would start it beside this one
-        raise
-    process.stdout.close()
     return wrong, time.monotonic() - started
 
 
@@ -4904,7 +4810,7 @@ def ask(run, lineage, source, our_key, exchange):
     else:
         if exchange is None:
             exchange = submit(run, lineage, source, our_key)
-        answer = run.network.answer(exchange)
+        answer = run.network.answer(exchange, source)
     return read_offer(source, answer)
 
 
@@ -5185,9 +5091,8 @@ def hooks_to_run(run, lineage, in_service):
 
 def run_deploy_hooks(run, lineage, in_service, hooks):
     """Run deploy hooks; return (InService, [line to show], None or the Failure of the first)."""
-    names, was_cut = names_variable(in_service.leaf.domains)
-    if was_cut:
-        run.report.warning(lineage.name, "RENEWED_DOMAINS is too long, and was cut")
+    domains = in_service.leaf.domains
+    names = names_variable("RENEWED_DOMAINS", domains, run.report, lineage.name)
     variables = {"RENEWED_LINEAGE": lineage.place.live, "RENEWED_DOMAINS": names}
     left, lines, failure = list(hooks), [], None
     for hook in hooks:
@@ -5209,7 +5114,7 @@ def judge_service(run, lineage, in_service, source, exchange):
     """Return what is wrong with a local service, "" where it presents the leaf in service."""
     leaf = in_service.leaf
     try:
-        answer = run.network.answer(exchange)
+        answer = run.network.answer(exchange, source)
         offer = read_offer(source, answer)
         other = parse_certificate(offer.leaf)
     except ValueError as error:
@@ -5739,19 +5644,16 @@ def run_post_hooks(run, outcomes):
             failed.extend(names)
     if run.dry_run or not renewed:
         return
-    renewed, renewed_cut = names_variable(renewed)
-    failed, failed_cut = names_variable(failed)
-    if renewed_cut or failed_cut:
-        run.report.warning("", "the list of names for the post hooks is too long, and was cut")
-    run_folder(run, "post", {"RENEWED_DOMAINS": renewed, "FAILED_DOMAINS": failed}, "")
+    lists = {"RENEWED_DOMAINS": renewed, "FAILED_DOMAINS": failed}
+    variables = {key: names_variable(key, names, run.report) for key, names in lists.items()}
+    run_folder(run, "post", variables, "")
 
 
 def tell_what_is_left_out(run):
     """Warn of files that an administrator may have meant for a lineage's or for a hook."""
     try:
-        for kind in ("deploy", "post", "alert"):
-            for path in skipped_hooks(run.config, kind):
-                run.report.detail("", f"{path} is not executable, and does not run")
+        for path in skipped_hooks(run.config):
+            run.report.detail("", f"{path} is not executable, and does not run")
     except OSError as error:
         run.report.warning("", str(storage_failure(error)))
 
@@ -5797,7 +5699,6 @@ def ferry_all(run):
         outcomes.append((outcome, is_installed(each.in_service, outcome.in_service)))
         yield outcome
     run_post_hooks(run, outcomes)
-    run.stores.close()
 
 
 def inspect_all(config, names, now):
@@ -6187,11 +6088,9 @@ def _write_metrics(path, outcomes, config, report, started):
 
 def _skipped_lines(config):
     """Return a line for each file in a hooks directory that does not run."""
-    paths = []
-    for kind in ("deploy", "post", "alert"):
-        paths += skipped_hooks(config, kind)
     # a | in a name would forge performance data
-    return [f"{path.replace('|', '?')} is not executable, and does not run" for path in paths]
+    paths = [path.replace("|", "?") for path in skipped_hooks(config)]
+    return [f"{path} is not executable, and does not run" for path in paths]
 
 
 def _show_status(asked, config, report, started):
