@@ -66,7 +66,7 @@ def read_all(data):
         certferry.chain_flaw(each, found, True)
         certferry.describe_key(each.public_key)
         certferry.describe_name(each.issuer)
-        certferry.is_weak(each)
+        certferry.algorithm_flaw(each)
         certferry.for_clients(each)
     return found
 
@@ -119,6 +119,7 @@ class Facts(unittest.TestCase):
         "a.*.example.com",
         "*.*.example.com",
         "DNS:192.0.2.1",
+        "DNS:*.0.2.1",
         "DNS:-a.example.com",
         "DNS:a..example.com",
         "DNS:.example.com",
@@ -352,7 +353,6 @@ class Names(unittest.TestCase):
         ("www.example.com", "*.example.com", False),
         ("*.com", "*.example.com", False),
         ("192.0.2.1", "192.0.2.1", True),
-        ("*.0.2.1", "192.0.2.1", False),
         ("::1", "::1", True),
     )
 
@@ -516,7 +516,7 @@ class Flaws(unittest.TestCase):
                 leaf = parsed(self.authority.issue([NAME], **how))
                 self.check(words, leaf, (), True)
                 self.check("", leaf, (), False)
-                self.assertEqual(certferry.is_weak(leaf), words != "")
+                self.assertIn(words, certferry.algorithm_flaw(leaf))
 
     def test_issuers(self):
         """They may sign; which one of them may not is told."""
