@@ -462,12 +462,12 @@ def parse_endpoint(text, port):
     """
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
-    match = re.match(r"(?:\[([^]]*:[^]]*)\]|([^:]*))(?::(\d{1,5}))?\Z", text, re.ASCII)
+    match = re.match(r"(\[[^]]*:[^]]*\]|[^][:]*)(?::(\d{1,5}))?\Z", text, re.ASCII)
     if match is None:
         raise ValueError(f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT")
-    host = match[1] or match[2]
-    if match[3]:
-        port = int(match[3])
+    host = match[1].strip("[]")
+    if match[2]:
+        port = int(match[2])
     if not 0 < port < 65536:
         raise ValueError(f"{plain(text, 80)}: a port is a number from 1 to 65535")
     name = host_name(host)
@@ -648,20 +648,18 @@ def _read_record(text, path):
             key, equals, words = [part.strip() for part in line.partition("=")]
             if not equals or len(key.split()) != 1 or "\0" in line:
                 raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
-            if key in found:
+            if key in owners.values():
                 raise _bad_line(path, number, f"{plain(key)} is given twice")
             key_indent = indent
-            found[key] = []
         owners[number] = key
         if words:
-            found[key].append(words)
+            found.setdefault(key, []).append(words)
     return found, owners
 
 
 def _parse_record(record, path, readers, defaults):
     """Return ({key: [text, ...]}, named tuple) of a record; Failure with file and line if wrong."""
-    found, owners = record
-    given = {key: texts for key, texts in found.items() if texts}
+    given, owners = record
     try:
         return given, _read_values(given, readers, defaults)
     except ValueError as error:
@@ -826,13 +824,21 @@ def _elements(data):
     return found
 
 
-def _sequence(data, *tags):
-    """Return the elements of a SEQUENCE's bytes, of exactly these tags if any; or ValueError."""
+def _tags(elements):
+    """Return the tags of some elements as bytes."""
+    return bytes(tag for tag, _, _ in elements)
+
+
+def _sequence(data, *shapes):
+    """Return the elements of a SEQUENCE's bytes; ValueError where their tags are none of `shapes`.
+
+    Without a shape they may be anything.
+    """
     outer = _elements(data)
-    if len(outer) != 1 or outer[0][0] != 0x30:
+    if _tags(outer) != b"\x30":
         raise ValueError("no DER sequence")
     found = _elements(outer[0][1])
-    if tags and tags != tuple(tag for tag, _, _ in found):
+    if shapes and _tags(found) not in shapes:
         raise ValueError("other elements than X.509 has there")
     return found
 
@@ -849,11 +855,9 @@ def _der_time(tag, content):
 def _extensions(data):
     """Return {OID bytes: value bytes} of the Extensions in some DER."""
     values = {}
-    for tag, _, whole in _sequence(data):
-        parts = _sequence(whole)  # an OID, perhaps a BOOLEAN (critical), an OCTET STRING
-        tags = [part[0] for part in parts]
-        if tag != 0x30 or tags not in ([0x06, 0x04], [0x06, 0x01, 0x04]):
-            raise ValueError("an extension of another shape")
+    for _, _, whole in _sequence(data):
+        # an OID, perhaps a BOOLEAN (critical), an OCTET STRING
+        parts = _sequence(whole, b"\x06\x04", b"\x06\x01\x04")
         oid = parts[0][1]
         if oid in values:
             raise ValueError("an extension that is given twice")
@@ -880,7 +884,7 @@ def _domains(value):
 @memoized  # it is asked again about what is in service
 def parse_certificate(der):
     """Return the Certificate that the DER bytes hold; ValueError where they hold none."""
-    body, algorithm, _ = _sequence(der, 0x30, 0x30, 0x03)
+    body, algorithm, _ = _sequence(der, b"\x30\x30\x03")
     # without the version, which version 1 does not write
     fields = [field for field in _elements(body[1]) if field[0] != 0xA0]
     # whether the rest is a certificate openssl says: it reads each new leaf before it counts
@@ -936,11 +940,11 @@ def describe_name(name):
 def key_kind(public_key):
     """Return what a person calls a SubjectPublicKeyInfo: `RSA 2048`, `ECDSA P-256`, `Ed25519`."""
     try:
-        algorithm, bits = _sequence(public_key, 0x30, 0x03)
+        algorithm, bits = _sequence(public_key, b"\x30\x03")
         kind = _KEY_KINDS[algorithm[2].hex()]
         if kind != "RSA":
             return kind
-        modulus = _sequence(bits[1][1:], 0x02, 0x02)[0][1]
+        modulus = _sequence(bits[1][1:], b"\x02\x02")[0][1]
         return f"RSA {int.from_bytes(modulus, 'big').bit_length()}"
     except (KeyError, ValueError):
         return _OTHER_KEY
@@ -1027,24 +1031,21 @@ def _may_have_issued(issuer, certificate):
     return issuer.extensions.get(_SUBJECT_KEY, b"")[2:] in wanted
 
 
-def longest_chains(leaf, others):
-    """Return the longest possible chains for a leaf: issuers in order, no root, nothing else.
+def possible_chains(leaf, others):
+    """Return the possible chains for a leaf, shorter ones first: issuers in order, no root.
 
-    `others` and the chains' members are Certificates. At most eight: authorities may have certified
+    `others` and the chains' members are Certificates. At most 64: authorities may have certified
     each other. Nothing is verified: openssl says which of them holds.
     """
     # a root issued itself; what another key of the same name issued (a rollover) is none
     issuers = [each for each in others if not _may_have_issued(each, each)]
-    chains = []
-    unfinished = [(leaf,)]
-    while unfinished and len(chains) < 8:
-        path = unfinished.pop()
-        found = [each for each in issuers if _may_have_issued(each, path[-1])]
-        longer = [(*path, issuer) for issuer in found if issuer not in path]
-        unfinished += reversed(longer)
-        if not longer:
-            chains.append(path[1:])
-    return chains
+    paths = [(leaf,)]
+    for path in paths:  # to which longer ones are added at the end
+        for issuer in issuers:
+            if issuer not in path and _may_have_issued(issuer, path[-1]):
+                paths.append((*path, issuer))
+        del paths[64:]
+    return [path[1:] for path in paths]
 
 
 def candidate_chains(leaf, others, now):
@@ -1054,11 +1055,7 @@ def candidate_chains(leaf, others, now):
     below it, and find nothing wrong.
     """
     # a bad certificate above a good chain condemns nothing: the shorter chains are tried too
-    chains = []
-    for longest in longest_chains(leaf, others):
-        for length in range(len(longest) + 1):
-            if longest[:length] not in chains:
-                chains.append(longest[:length])
+    chains = possible_chains(leaf, others)
     good = [each for each in others if each.not_before <= now <= each.not_after]
     good = [each for each in good if not algorithm_flaw(each)]
     chains.sort(key=len, reverse=True)
@@ -4897,10 +4894,11 @@ def ask(run, lineage, source, our_key, exchange):
 
 def as_written(leaf, chain):
     """Return a chain (DER) as it would be written, where that is certain: in order, no root."""
-    longest = longest_chains(leaf, [parse_certificate(der) for der in chain])
-    if len(longest) != 1:
+    chains = possible_chains(leaf, [parse_certificate(der) for der in chain])
+    # where there is one of each length each is the beginning of the next
+    if len(chains) != len(chains[-1]) + 1:
         return chain
-    return tuple(issuer.der for issuer in longest[0])
+    return tuple(issuer.der for issuer in chains[-1])
 
 
 def is_here(run, lineage, in_service, leaf, chain):
@@ -6020,10 +6018,7 @@ def _check_options(options):
         raise _Usage("--jitter takes whole seconds")
     _check_metrics(options.get("metrics", ""))
     if "json" in options:
-        try:
-            import json  # noqa: F401
-        except ImportError:
-            raise _Usage("--json needs all of python3, not only python3-minimal")
+        import json  # noqa: F401  where there is none, it is told before any work is done
 
 
 def _read_name(word, command):
@@ -6124,13 +6119,6 @@ def _systemctl(*words):
     return status, (output + errors).decode("utf-8", "replace")
 
 
-def _has_timer(config):
-    """Say whether systemd runs here and knows the timer, which is for the default config dir."""
-    if config != CONFIG_DIR or not os.path.isdir("/run/systemd/system"):
-        return False
-    return _systemctl("cat")[0] == 0
-
-
 def _tell_of_cron(run):
     """Show the line for cron that does what the timer does, unless install.sh put it in place."""
     is_there = run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry")
@@ -6148,7 +6136,9 @@ def _tell_of_cron(run):
 def start_timer(run):
     """Start the timer, or show the line for cron; say whether the timer was or would be started."""
     report = run.report
-    if not _has_timer(run.config):
+    # systemd runs here, and the timer, which is for the default config dir, was installed
+    is_for_timer = run.config == CONFIG_DIR and os.path.isdir("/run/systemd/system")
+    if not is_for_timer or _systemctl("cat")[0] != 0:
         _tell_of_cron(run)
         return False
     # what runs already is no change, for Ansible's sake
