@@ -443,7 +443,7 @@ def lineage_name(text):
     name = host_name(text)
     # a disk takes names of 255 characters, and those of temporary files are longer
     if len(name) > 214 or not ("." in name or is_address(name)):
-        raise ValueError(f"{plain(text, 80)} is not a full host name")
+        raise ValueError("no full host name")
     return name
 
 
@@ -641,7 +641,7 @@ def _read_record(text, path):
     key_indent = MAX_RECORD  # the first line is not below another, whatever its indent
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() also splits inside hooks
         words = line.strip()
-        if not words or words.startswith("#"):
+        if words[:1] in ("", "#"):
             continue
         indent = len(line) - len(line.lstrip())
         if indent <= key_indent:
@@ -5988,11 +5988,11 @@ def _split(arguments):
 def _check_values(name, values):
     """Raise _Usage where values of an option cannot be used, whatever it is for."""
     for value in values:
+        if re.search(_SECRET, value):
+            raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
         # nothing, or the next option: `--deploy-hook $UNSET --dry-run`
         if value.startswith("--"):
             raise _Usage(f"--{name} needs a value")
-        if re.search(_SECRET, value):
-            raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
 
 
 def _check_metrics(path):
