@@ -6025,6 +6025,8 @@ def _read_name(word, command):
     """Return the lineage that a word names, with `*.` before it or not; or _Usage."""
     if max(word, default="") > "\x7f":
         raise _Usage("a NAME with other than ASCII letters is written in its ASCII form (xn--...)")
+    if re.search(_SECRET, word):
+        raise _Usage("a NAME is a host name on one line, and no key")
     try:
         return lineage_name(re.sub(r"\A\*\.", "", word))
     except ValueError:
