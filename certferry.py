@@ -826,7 +826,7 @@ def _elements(data):
 
 def _tags(elements):
     """Return the tags of some elements as bytes."""
-    return bytes(tag for tag, _, _ in elements)
+    return bytes([tag for tag, _, _ in elements])
 
 
 def _sequence(data, *shapes):
@@ -1039,13 +1039,14 @@ def possible_chains(leaf, others):
     """
     # a root issued itself; what another key of the same name issued (a rollover) is none
     issuers = [each for each in others if not _may_have_issued(each, each)]
-    paths = [(leaf,)]
-    for path in paths:  # to which longer ones are added at the end
-        for issuer in issuers:
-            if issuer not in path and _may_have_issued(issuer, path[-1]):
-                paths.append((*path, issuer))
-        del paths[64:]
-    return [path[1:] for path in paths]
+    chains = []
+    unfinished = [(leaf,)]
+    while unfinished and len(chains) < 64:
+        path = unfinished.pop(0)
+        chains.append(path[1:])
+        found = [each for each in issuers if _may_have_issued(each, path[-1])]
+        unfinished += [(*path, issuer) for issuer in found if issuer not in path]
+    return chains
 
 
 def candidate_chains(leaf, others, now):
@@ -5924,7 +5925,7 @@ _EVERY = ("NAME", *COMMANDS)
 _VALUED = dict.fromkeys(REMEMBERED, ("NAME",))
 _VALUED.update(
     {
-        "enabled": (),  # by hand in NAME.conf
+        "enabled": (),  # of NAME.conf alone
         "key": ("NAME",),
         "jitter": ("renew",),
         "metrics": ("renew", "status"),
@@ -5962,8 +5963,8 @@ class _Usage(Failure):
 def _split(arguments):
     """Return (command, {option: [value, ...]}, [NAME, ...]) of a command line, however wrong it is.
 
-    The value of a flag is "", one that is missing is --; an unknown option keeps its dashes.
-    argparse would take 5 ms to import, and repeat values in its messages.
+    The value of a flag is "", one that is missing is --. An unknown option keeps its dashes.
+    argparse would cost 3 to 5 ms, and repeat values in its messages.
     """
     options = {}
     words = []
@@ -6261,7 +6262,7 @@ def _ferry(run, options, started):
 
 
 def _fail(failure, arguments, status):
-    """Tell of a Failure; return the exit status, which is 3 for `status`, right or wrong."""
+    """Tell of a Failure; return the exit status, which is UNKNOWN's where `status` was asked."""
     Reporter().problem("", failure, failure.hint)
     if _split(arguments)[0] == "status":
         return 3
@@ -6303,8 +6304,8 @@ def command():
     try:
         status = main(arguments)
     except KeyboardInterrupt:
-        failure = Failure(None, "interrupted", "The next run takes up what is unfinished")
-        status = _fail(failure, [], 130)
+        Reporter().problem("", "interrupted", "The next run takes up what is unfinished")
+        status = 130
     except Exception as error:
         status = _fail(failure_of(error), arguments, 1)
     os._exit(status)  # every line was flushed; taking the interpreter down takes 7 ms

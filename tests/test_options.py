@@ -445,7 +445,7 @@ class Slept(Exception):
 class Jitter(unittest.TestCase):
     """A delay that is fixed for a host and spread over a fleet."""
 
-    def delay(self, machine, host, seconds=3600):
+    def delay(self, machine, host, seconds=3600, *before):
         """How long `renew --jitter` sleeps on a host with this machine-id and name."""
         names = os.uname_result(["Linux", host, "6.1", "#1", "x86_64"])
         machine_id = mock.mock_open(read_data=machine)
@@ -455,7 +455,7 @@ class Jitter(unittest.TestCase):
             enter(mock.patch.object(certferry, "open", machine_id, create=True))
             sleep = enter(mock.patch.object(certferry.time, "sleep", side_effect=Slept))
             stack.enter_context(self.assertRaises(Slept))
-            certferry.main(["renew", "--jitter", str(seconds)])
+            certferry.main(["renew", *before, "--jitter", str(seconds)])
         return sleep.call_args[0][0]
 
     def test_fixed_and_within(self):
@@ -602,6 +602,11 @@ class Usage(unittest.TestCase):
     def test_a_value_that_reads_status(self):
         """Only the command status has the statuses of monitoring."""
         self.assertEqual(ask(NAME, "--deploy-hook", "status", "--x").status, 2)
+
+    def test_given_again(self):
+        """The last value of a run's option counts, as in other commands."""
+        delays = Jitter().delay("a", "b", 9), Jitter().delay("a", "b", 9, "--jitter", "soon")
+        self.assertEqual(*delays)
 
     def test_metrics_that_are_no_file(self):
         """A FIFO, a folder or a link would be replaced for the whole host: refused at once."""
