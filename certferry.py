@@ -439,15 +439,6 @@ def is_address(host):
     return ":" in host or host.rpartition(".")[2].isdigit()
 
 
-def _short_address(text):
-    """Return an IP address in its short form; or ValueError."""
-    if "%" in text:
-        raise ValueError(f"{plain(text, 80)}: an address with a scope is not taken")
-    import ipaddress  # 3 ms
-
-    return ipaddress.ip_address(text).compressed
-
-
 def host_name(text):
     """Return a host name in lower-case ASCII without a trailing dot, or an IP address.
 
@@ -459,23 +450,30 @@ def host_name(text):
     name = text.lower()
     if name.endswith("."):
         name = name[:-1]
-    if is_address(name):
-        return _short_address(name)
+    if is_address(name) and "%" not in name:  # one with a scope is of this host alone
+        import ipaddress  # 3 ms
+
+        return ipaddress.ip_address(name).compressed
     if not re.match(HOST_NAME, name):
         raise ValueError(f"{plain(text, 80)} is no host name and no address")
     return name
 
 
+def lineage_name(text):
+    """Return the name of a lineage: a host name with a dot, or an address; or ValueError."""
+    name = host_name(text)
+    # a disk takes names of 255 characters, and those of temporary files are longer
+    if len(name) > 214 or not ("." in name or is_address(name)):
+        raise ValueError("no full host name")
+    return name
+
+
 def is_lineage_name(text):
-    """Say whether a text is a lineage's name as it is: with a dot, or an address."""
+    """Say whether a text is the name of a lineage as it is written on the disk."""
     try:
-        name = host_name(text)
+        return lineage_name(text) == text
     except ValueError:
         return False
-    # a disk takes names of 255 characters, and those of temporary files are longer
-    if name != text or len(text) > 214:
-        return False
-    return "." in text or is_address(text)
 
 
 def parse_endpoint(text, port):
@@ -485,12 +483,12 @@ def parse_endpoint(text, port):
     """
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
-    match = re.match(r"(?:\[([^]]*:[^]]*)\]|([^:]*))(?::(\d{1,5}))?\Z", text, re.ASCII)
+    match = re.match(r"(\[[^]]*:[^]]*\]|[^][:]*)(?::(\d{1,5}))?\Z", text, re.ASCII)
     if match is None:
         raise ValueError(f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT")
-    host = match[1] or match[2]
-    if match[3]:
-        port = int(match[3])
+    host = match[1].strip("[]")
+    if match[2]:
+        port = int(match[2])
     if not 0 < port < 65536:
         raise ValueError(f"{plain(text, 80)}: a port is a number from 1 to 65535")
     name = host_name(host)
@@ -615,9 +613,12 @@ def parse_options(given):
 
 def merge_options(given, changes):
     """Return remembered options with the changes: an empty value forgets what was remembered."""
-    merged = dict(given, **changes)
-    filled = {key: [text for text in texts if text] for key, texts in merged.items()}
-    return {key: texts for key, texts in filled.items() if texts}
+    merged = dict(given)
+    for key, texts in changes.items():
+        merged[key] = [text for text in texts if text]
+        if not merged[key]:
+            del merged[key]
+    return merged
 
 
 def config_flags(config):
@@ -637,7 +638,7 @@ def command_text(name, changes, extra=(), command=("certferry",)):
     words = [*command, name, *extra]
     for key, texts in changes.items():
         for text in texts:
-            words += [f"--{key}={text}"] if text.startswith("-") else [f"--{key}", text]
+            words += [f"--{key}", text]
     return " ".join(shell_quote(word) for word in words)
 
 
@@ -647,43 +648,43 @@ def _bad_line(path, number, what):
 
 
 def _read_record(text, path):
-    """Return {key: (line number, [text, ...])} of KEY = VALUE lines; Failure where one is none.
+    """Return ({key: [text, ...]}, {line number: key}) of KEY = VALUE lines; or Failure.
 
     What INI files have in common: texts below a key are indented deeper, # begins a comment line.
     Nothing is interpolated, for `date +%F` in a hook. configparser would cost 2 ms to import.
+    Comments and blank lines are no key's.
     """
     found = {}
-    texts = []
+    owners = {}
+    key = ""
     key_indent = MAX_RECORD  # the first line is not below another, whatever its indent
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() also splits inside hooks
         words = line.strip()
-        if not words or words.startswith("#"):
+        if words[:1] in ("", "#"):
             continue
         indent = len(line) - len(line.lstrip())
         if indent <= key_indent:
-            key, equals, words = words.partition("=")
-            key = key.strip()
-            words = words.strip()
+            key, equals, words = [part.strip() for part in line.partition("=")]
             if not equals or len(key.split()) != 1 or "\0" in line:
                 raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
-            if key in found:
+            if key in owners.values():
                 raise _bad_line(path, number, f"{plain(key)} is given twice")
             key_indent = indent
-            texts = []
-            found[key] = (number, texts)
+        owners[number] = key
         if words:
-            texts.append(words)
-    return found
+            found.setdefault(key, []).append(words)
+    return found, owners
 
 
-def _parse_record(found, path, readers, defaults):
+def _parse_record(record, path, readers, defaults):
     """Return ({key: [text, ...]}, named tuple) of a record; Failure with file and line if wrong."""
-    given = {key: texts for key, (_, texts) in found.items() if texts}
+    given, owners = record
     try:
         return given, _read_values(given, readers, defaults)
     except ValueError as error:
         key, what = error.args
-        raise _bad_line(path, found[key][0], f"{plain(key)}: {what}")
+        numbers = [number for number, owner in owners.items() if owner == key]
+        raise _bad_line(path, numbers[0], f"{plain(key)}: {what}")
 
 
 def parse_conf(text, path):
@@ -698,20 +699,18 @@ def _entry(key, texts):
     return "\n    ".join([f"{key} =", *texts]) + "\n"
 
 
-def edit_conf(text, before, after):
-    """Return the text of a NAME.conf with the options of `after`: comments and order are kept."""
-    changed = [key for key in REMEMBERED if before.get(key) != after.get(key)]
-    keys = {number: key for key, (number, _) in _read_record(text, "").items()}
-    edited = []
-    dropping = False
+def edit_conf(text, given, path):
+    """Return the text of a NAME.conf with other options: comments, order and the rest are kept."""
+    found, owners = _read_record(text, path)
+    changed = [key for key in REMEMBERED if found.get(key, []) != given.get(key, [])]
+    edited = ""
     for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
-        if number in keys:
-            dropping = keys[number] in changed
-        # a comment stays, even among what goes
-        if not dropping or line.lstrip().startswith("#"):
-            edited.append(line + "\n")
-    edited += [_entry(key, after[key]) for key in changed if key in after]
-    return "".join(edited).lstrip("\n")
+        if owners.get(number) not in changed:
+            edited += line + "\n"
+    for key in changed:
+        if key in given:
+            edited += _entry(key, given[key])
+    return edited.lstrip("\n")
 
 
 @memoized  # a thousand lineages are looked at in the same second
@@ -722,32 +721,16 @@ def iso_time(seconds):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-def _days_since_1970(year, month, day):
-    """Return the days from 1970-01-01 to a date of the Gregorian calendar."""
-    # years that begin in March have their leap day at the end
-    month -= 3
-    if month < 0:
-        month += 12
-        year -= 1
-    leap_days = year // 4 - year // 100 + year // 400
-    return year * 365 + leap_days + (month * 153 + 2) // 5 + day - 719469
-
-
 @memoized  # many lineages, few times
 def utc_seconds(text):
-    """Return seconds since 1970 of a time with the digits YYYYMMDDhhmmss, in UTC; or ValueError."""
-    digits = re.sub("[^0-9]", "", text)
-    if len(digits) != 14:
-        raise ValueError("no time of 14 digits")
-    year = int(digits[:4])
-    month, day, hour, minute, second = (int(digits[at : at + 2]) for at in range(4, 14, 2))
-    days = _days_since_1970(year, month, day)
-    next_month = _days_since_1970(year + month // 12, month % 12 + 1, 1)
-    if not 1 <= month <= 12 or not 1 <= day or days >= next_month:
-        raise ValueError("no such date")
-    if max(hour - 23, minute - 59, second - 59) > 0:
-        raise ValueError("no such time of day")
-    return days * DAY + (hour * 60 + minute) * 60 + second
+    """Return seconds since 1970 of YYYYMMDDhhmmssZ, or of ISO 8601 as iso_time(); or ValueError."""
+    import datetime  # 1 ms; time has no such function, and a calendar of our own is longer
+
+    match = re.match(r"(\d{4})-?(\d\d)-?(\d\d)T?(\d\d):?(\d\d):?(\d\d)Z\Z", text)
+    if match is None:
+        raise ValueError("no time in UTC")
+    moment = datetime.datetime(*map(int, match.groups()), tzinfo=datetime.timezone.utc)
+    return int(moment.timestamp())
 
 
 # How a text of the state is read; what is None, 0 or empty is never written.
@@ -769,12 +752,10 @@ _STATE_READERS = {
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
-    found = _read_record(text, path)
+    found, owners = _read_record(text, path)
     # a later version may have written more
     known = {key: found[key] for key in found if key in _STATE_READERS}
-    if found and "result" not in known:
-        raise _bad_line(path, 1, "it has no result")
-    return _parse_record(known, path, _STATE_READERS, NO_STATE)[1]
+    return _parse_record((known, owners), path, _STATE_READERS, NO_STATE)[1]
 
 
 def format_state(state):
@@ -822,12 +803,17 @@ _KEY_KINDS = {  # the AlgorithmIdentifiers of keys that browsers take (RFC 3279,
     "300506032b6570": "Ed25519",
     "300506032b6571": "Ed448",
 }
+_OTHER_KEY = "another curve or algorithm"
 
 _SIGNATURES = (  # the AlgorithmIdentifiers of signatures with SHA-256, 384 or 512
     "30..(06092a864886f70d01010[bcd](0500)?"  # RSA (RFC 4055: the NULL may be missing)
     "|06092a864886f70d01010a30..a0..30..060960864801650304020[123].*"  # RSA-PSS
     r"|06082a8648ce3d04030[234]|06032b657[01])\Z"  # ECDSA, Ed25519 and Ed448
 )
+
+# A DNS name that can count: a wildcard is one whole leftmost label, not directly above a top-level
+# domain (RFC 9525, 6.3).
+_DNS_NAME = rf"(?:\*\.(?=[^.]+\.))?{HOST_NAME}"
 
 
 def _read_length(data, at):
@@ -858,13 +844,21 @@ def _elements(data):
     return found
 
 
-def _sequence(data, *tags):
-    """Return the elements of a SEQUENCE's bytes, of exactly these tags if any; or ValueError."""
+def _tags(elements):
+    """Return the tags of some elements as bytes."""
+    return bytes([tag for tag, _, _ in elements])
+
+
+def _sequence(data, *shapes):
+    """Return the elements of a SEQUENCE's bytes; ValueError where their tags are none of `shapes`.
+
+    Without a shape they may be anything.
+    """
     outer = _elements(data)
-    if len(outer) != 1 or outer[0][0] != 0x30:
+    if _tags(outer) != b"\x30":
         raise ValueError("no DER sequence")
     found = _elements(outer[0][1])
-    if tags and tags != tuple(tag for tag, _, _ in found):
+    if shapes and _tags(found) not in shapes:
         raise ValueError("other elements than X.509 has there")
     return found
 
@@ -872,40 +866,23 @@ def _sequence(data, *tags):
 def _der_time(tag, content):
     """Return the seconds of a UTCTime or GeneralizedTime as RFC 5280, 4.1.2.5 wants them."""
     text = content.decode("latin-1")
-    if tag == 0x17 and re.match(r"[0-9]{12}Z\Z", text):
-        return utc_seconds(("20" if text < "50" else "19") + text)
-    if tag == 0x18 and re.match(r"[0-9]{14}Z\Z", text):
-        return utc_seconds(text)
-    raise ValueError("a time that RFC 5280 does not allow")
+    if tag == 0x17:  # a UTCTime is of the years 1950 to 2049
+        century = "20" if text < "50" else "19"
+        text = century + text
+    return utc_seconds(text)
 
 
 def _extensions(data):
     """Return {OID bytes: value bytes} of the Extensions in some DER."""
     values = {}
-    for tag, _, whole in _sequence(data):
-        parts = _sequence(whole)  # an OID, perhaps a BOOLEAN (critical), an OCTET STRING
-        tags = [part[0] for part in parts]
-        if tag != 0x30 or tags not in ([0x06, 0x04], [0x06, 0x01, 0x04]):
-            raise ValueError("an extension of another shape")
+    for _, _, whole in _sequence(data):
+        # an OID, perhaps a BOOLEAN (critical), an OCTET STRING
+        parts = _sequence(whole, b"\x06\x04", b"\x06\x01\x04")
         oid = parts[0][1]
         if oid in values:
             raise ValueError("an extension that is given twice")
         values[oid] = parts[-1][1]
     return values
-
-
-def _usable_name(name):
-    """Say whether a DNS name of a certificate can count.
-
-    One outside the host names' alphabet (with NUL, say), an address as a DNS name, and a wildcard
-    that is not one whole leftmost label above a registrable name (RFC 9525, 6.3) can't.
-    """
-    host = name
-    if name.startswith("*."):
-        host = name[2:]
-        if "." not in host:
-            return False
-    return re.match(HOST_NAME, host) is not None and not is_address(host)
 
 
 def _domains(value):
@@ -914,7 +891,8 @@ def _domains(value):
     for tag, content, _ in _sequence(value):
         if tag == 0x82:
             name = content.decode("latin-1").lower()
-            if _usable_name(name):
+            # a client compares an address with addresses alone
+            if re.match(_DNS_NAME, name) and not is_address(name):
                 names.append(name)
         elif tag == 0x87 and len(content) in (4, 16):
             import ipaddress  # 3 ms
@@ -926,10 +904,9 @@ def _domains(value):
 @memoized  # it is asked again about what is in service
 def parse_certificate(der):
     """Return the Certificate that the DER bytes hold; ValueError where they hold none."""
-    body, algorithm, _ = _sequence(der, 0x30, 0x30, 0x03)
-    fields = _elements(body[1])
-    if fields and fields[0][0] == 0xA0:  # the version; version 1 is not written
-        fields.pop(0)
+    body, algorithm, _ = _sequence(der, b"\x30\x30\x03")
+    # without the version, which version 1 does not write
+    fields = [field for field in _elements(body[1]) if field[0] != 0xA0]
     # whether the rest is a certificate openssl says: it reads each new leaf before it counts
     if len(fields) < 6:
         raise ValueError("a certificate with parts missing")
@@ -962,15 +939,12 @@ def fingerprint(der):
 
 
 def covers(names, wanted):
-    """Say whether one of a certificate's names covers `wanted`.
+    """Say whether one of a certificate's names (`domains`) covers `wanted`.
 
-    A wildcard stands for exactly one label (RFC 9525, 6.3), never for part of an address; one that
-    is wanted is covered by itself alone.
+    A wildcard stands for exactly one label (RFC 9525, 6.3); one that is wanted is covered by itself
+    alone.
     """
-    if wanted in names:
-        return True
-    label, _, rest = wanted.partition(".")
-    return label != "*" and not is_address(wanted) and "*." + rest in names
+    return wanted in names or "*." + wanted.partition(".")[2] in names
 
 
 def describe_name(name):
@@ -986,14 +960,14 @@ def describe_name(name):
 def key_kind(public_key):
     """Return what a person calls a SubjectPublicKeyInfo: `RSA 2048`, `ECDSA P-256`, `Ed25519`."""
     try:
-        algorithm, bits = _sequence(public_key, 0x30, 0x03)
+        algorithm, bits = _sequence(public_key, b"\x30\x03")
         kind = _KEY_KINDS[algorithm[2].hex()]
         if kind != "RSA":
             return kind
-        modulus = _sequence(bits[1][1:], 0x02, 0x02)[0][1]
+        modulus = _sequence(bits[1][1:], b"\x02\x02")[0][1]
         return f"RSA {int.from_bytes(modulus, 'big').bit_length()}"
     except (KeyError, ValueError):
-        return "another curve or algorithm"
+        return _OTHER_KEY
 
 
 def describe_key(public_key):
@@ -1006,30 +980,22 @@ def for_clients(certificate):
     return _CLIENT_AUTH in certificate.extensions.get(_EXTENDED_USAGE, _CLIENT_AUTH)
 
 
-def _weak_algorithm(certificate):
+def algorithm_flaw(certificate):
     """Return why browsers refuse the key or the signature of a certificate, or ""."""
     kind = key_kind(certificate.public_key)
     name, _, bits = kind.partition(" ")
-    if kind not in _KEY_KINDS.values() and name != "RSA":
-        return f"has a key that browsers refuse ({kind})"
-    if name == "RSA" and int(bits) < 2048:
+    is_small = name == "RSA" and int(bits) < 2048
+    if is_small or kind == _OTHER_KEY:
         return f"has a key that browsers refuse ({kind})"
     if not re.match(_SIGNATURES, certificate.algorithm.hex()):
         return "is signed with an algorithm that browsers refuse (SHA-1, MD5 or an unusual one)"
     return ""
 
 
-def is_weak(certificate):
-    """Say whether browsers refuse the key or the signature of a certificate."""
-    return _weak_algorithm(certificate) != ""
-
-
 def _may(certificate, bit):
     """Say whether the key usage allows what this bit stands for; without one all is allowed."""
-    if _KEY_USAGE not in certificate.extensions:
-        return True
-    usage = certificate.extensions[_KEY_USAGE][3:4]
-    return usage != b"" and usage[0] & bit != 0
+    usage = certificate.extensions.get(_KEY_USAGE, b"\x03\x02\0\xff")
+    return int.from_bytes(usage[3:4], "big") & bit != 0
 
 
 def _is_authority(certificate):
@@ -1062,12 +1028,13 @@ def chain_flaw(leaf, chain, public_trust):
 
     `public_trust` adds browsers' rules on algorithms: a private authority decides its own.
     """
-    flaws = [("the leaf", leaf, leaf_flaw(leaf))]
-    for number, issuer in enumerate(chain, 1):
-        flaws.append((f"issuer {number} of the chain", issuer, issuer_flaw(issuer)))
-    for name, certificate, flaw in flaws:
-        if public_trust:
-            flaw = flaw or _weak_algorithm(certificate)
+    for number, certificate in enumerate([leaf, *chain]):
+        if number == 0:
+            name, flaw = "the leaf", leaf_flaw(certificate)
+        else:
+            name, flaw = f"issuer {number} of the chain", issuer_flaw(certificate)
+        if public_trust and not flaw:
+            flaw = algorithm_flaw(certificate)
         if flaw:
             return f"{name} {flaw}"
     return ""
@@ -1077,34 +1044,28 @@ def _may_have_issued(issuer, certificate):
     """Say whether names and key identifiers allow that: openssl goes by the same."""
     if issuer.subject != certificate.issuer:
         return False
-    own = issuer.extensions.get(_SUBJECT_KEY, b"")[2:]
     wanted = certificate.extensions.get(_AUTHORITY_KEY, b"")
-    if not own or wanted[2:3] != b"\x80":
+    if wanted[2:3] != b"\x80":  # it names no key
         return True
-    return own in wanted
+    # an issuer without an identifier may be the one
+    return issuer.extensions.get(_SUBJECT_KEY, b"")[2:] in wanted
 
 
-def longest_chains(leaf, others):
-    """Return the longest possible chains for a leaf: issuers in order, no root, nothing else.
+def possible_chains(leaf, others):
+    """Return the possible chains for a leaf, shorter ones first: issuers in order, no root.
 
-    `others` and the chains' members are Certificates. At most eight: authorities may have certified
+    `others` and the chains' members are Certificates. At most 64: authorities may have certified
     each other. Nothing is verified: openssl says which of them holds.
     """
     # a root issued itself; what another key of the same name issued (a rollover) is none
-    issuers = [each for each in others if each != leaf and not _may_have_issued(each, each)]
+    issuers = [each for each in others if not _may_have_issued(each, each)]
     chains = []
-    unfinished = [()]
-    while unfinished and len(chains) < 8:
-        chain = unfinished.pop()
-        last = chain[-1] if chain else leaf
-        longer = [
-            chain + (issuer,)
-            for issuer in reversed(issuers)
-            if issuer not in chain and _may_have_issued(issuer, last)
-        ]
-        unfinished += longer
-        if not longer:
-            chains.append(chain)
+    unfinished = [(leaf,)]
+    while unfinished and len(chains) < 64:
+        path = unfinished.pop(0)
+        chains.append(path[1:])
+        found = [each for each in issuers if _may_have_issued(each, path[-1])]
+        unfinished += [(*path, issuer) for issuer in found if issuer not in path]
     return chains
 
 
@@ -1114,14 +1075,12 @@ def candidate_chains(leaf, others, now):
     Those with a certificate that is weak or not valid now come last: openssl may stop at a root
     below it, and find nothing wrong.
     """
-    chains = []
-    for longest in longest_chains(leaf, others):
-        for length in range(len(longest), -1, -1):
-            if longest[:length] not in chains:
-                chains.append(longest[:length])
-    # a bad certificate above a good chain condemns nothing: the shorter chain is tried too
-    bad = [each for each in others if is_weak(each) or not each.not_before <= now <= each.not_after]
-    chains.sort(key=lambda chain: (any(each in bad for each in chain), -len(chain)))
+    # a bad certificate above a good chain condemns nothing: the shorter chains are tried too
+    chains = possible_chains(leaf, others)
+    good = [each for each in others if each.not_before <= now <= each.not_after]
+    good = [each for each in good if not algorithm_flaw(each)]
+    chains.sort(key=len, reverse=True)
+    chains.sort(key=lambda chain: not all(each in good for each in chain))
     return chains[:MAX_CERTIFICATES]
 
 
@@ -3180,8 +3139,7 @@ def save_conf(place, given):
     text = ""
     if os.path.lexists(place.conf):
         text = read_text(place.conf)
-    before = parse_conf(text, place.conf)[0]
-    write_file(place.conf, os.fsencode(edit_conf(text, before, given)))
+    write_file(place.conf, os.fsencode(edit_conf(text, given, place.conf)))
 
 
 def lock(config, in_hook, dry_run):
@@ -4816,10 +4774,11 @@ def ask(run, lineage, source, our_key, exchange):
 
 def as_written(leaf, chain):
     """Return a chain (DER) as it would be written, where that is certain: in order, no root."""
-    longest = longest_chains(leaf, [parse_certificate(der) for der in chain])
-    if len(longest) != 1:
+    chains = possible_chains(leaf, [parse_certificate(der) for der in chain])
+    # where there is one of each length each is the beginning of the next
+    if len(chains) != len(chains[-1]) + 1:
         return chain
-    return tuple(issuer.der for issuer in longest[0])
+    return tuple(issuer.der for issuer in chains[-1])
 
 
 def is_here(run, lineage, in_service, leaf, chain):
@@ -5790,29 +5749,33 @@ _COMMON_HELP = f"""\
   -q, --quiet; -v, --verbose  only problems; more detail
   -h, --help; --version"""
 
-_VALUED = [key for key in REMEMBERED if key != "enabled"]
-_VALUED += ["key", "jitter", "metrics", "config-dir"]
-_REPEATED = ("from", "domain", "deploy-hook", "served-at")
-_FLAGS = ("force", "dry-run", "no-timer", "json", "quiet", "verbose", "help", "version")
-_LETTERS = {"domain": "-d", "quiet": "-q", "verbose": "-v", "help": "-h"}
-
-# the commands that an option goes with, where that is not all of them
-_GOES_WITH = dict.fromkeys(REMEMBERED, ("NAME",))
-_GOES_WITH.update(
+# The commands that each option goes with: those that take a value, then the flags.
+_EVERY = ("NAME", *COMMANDS)
+_VALUED = dict.fromkeys(REMEMBERED, ("NAME",))
+_VALUED.update(
     {
+        "enabled": (),  # of NAME.conf alone
         "key": ("NAME",),
         "jitter": ("renew",),
         "metrics": ("renew", "status"),
-        "force": ("NAME", "renew"),
+        "config-dir": _EVERY,
     }
 )
+_FLAGS = dict.fromkeys("dry-run no-timer json quiet verbose help version".split(), _EVERY)
+_FLAGS["force"] = ("NAME", "renew")
+_GOES_WITH = dict(_VALUED, **_FLAGS)
+_SPELLINGS = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
+_SPELLINGS.update({f"--{name}": name for name in _GOES_WITH})
+
+# a line break, a key's label, or the base64 of a key's DER
+_SECRET = r"[\r\n]|PRIVATE KEY|\AM[A-Z0-9][A-Za-z0-9+/]{30,}=*\Z"
 
 
 class _Asked(collections.namedtuple("_Asked", "command names options changes")):
     """What a command line asks for.
 
-    `command` is NAME (certferry NAME), renew, status, rollback or "". `options` are all that were
-    given, {name: [value, ...] or True}, `changes` those to remember, {name: [text, ...]}.
+    `command` is NAME (certferry NAME), renew, status, rollback or "". `options` are those of this
+    run, {name: value}, `changes` those to remember, {name: [text, ...]}.
     """
 
 
@@ -5821,53 +5784,45 @@ class _Usage(Failure):
 
     def __init__(self, message):
         """Hold what is wrong; what to do is always the same."""
-        Failure.__init__(self, None, message, "certferry --help")
-
-
-def _refuse(message):
-    """Raise _Usage for what argparse finds wrong; its own words may end with a value."""
-    option = re.search("--[a-z-]+", message)[0]
-    if "ignored explicit argument" in message:
-        raise _Usage(f"{option} takes no value")
-    raise _Usage(f"{option} needs a value")
+        # what may be a piece of a key is not repeated
+        words = re.sub("[A-Za-z0-9+/=]{40,}", "...", message)
+        Failure.__init__(self, None, words, "certferry --help")
 
 
 def _split(arguments):
-    """Return ({option: [value, ...] or True}, [word, ...]) of a command line."""
-    import argparse  # 5 ms
+    """Return (command, {option: [value, ...]}, [NAME, ...]) of a command line, however wrong it is.
 
-    # a width of its own: python3-minimal has no shutil to ask the terminal for it
-    formatter = functools.partial(argparse.HelpFormatter, width=80)
-    parser = argparse.ArgumentParser(
-        add_help=False,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=formatter,
-    )
-    parser.error = _refuse
-    for names, action in ((_VALUED, "append"), (_FLAGS, "store_true")):
-        for name in names:
-            letters = [_LETTERS[name]] if name in _LETTERS else []
-            parser.add_argument(*letters, f"--{name}", dest=name, action=action)
-    # without positionals the words are what is left, before and after options alike
-    options, words = parser.parse_known_args(arguments)
-    return vars(options), [word for word in words if word != "--"]
-
-
-# a line break, a key's label, or the base64 of a key's DER
-_SECRET = r"[\r\n]|PRIVATE KEY|\AM[A-Z0-9][A-Za-z0-9+/]{30,}=*\Z"
+    The value of a flag is "", one that is missing is --. An unknown option keeps its dashes.
+    argparse would cost 3 to 5 ms, and repeat values in its messages.
+    """
+    options = {}
+    words = []
+    rest = iter(arguments)
+    for word in rest:
+        spelling, equals, value = word.partition("=")
+        name = _SPELLINGS.get(spelling, spelling)
+        if not word.startswith("-"):
+            words.append(word)
+        elif word != "--":
+            if name in _VALUED and not equals:
+                value = next(rest, "--")
+            options.setdefault(name, []).append(value)
+    command = "NAME"
+    if not words:
+        command = ""
+    elif words[0] in COMMANDS:
+        command = words.pop(0)
+    return command, options, words
 
 
 def _check_values(name, values):
     """Raise _Usage where values of an option cannot be used, whatever it is for."""
     for value in values:
-        # up to Python 3.12 argparse makes a list of `--key=--`
-        if value == [] or re.search(_SECRET, value):
+        if re.search(_SECRET, value):
             raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
-    if len(values) > 1 and name not in _REPEATED:
-        raise _Usage(f"--{name} takes one value")
-    if name not in REMEMBERED and not values[0]:
-        raise _Usage(f"--{name} takes a value that is not empty")
+        # nothing, or the next option: `--deploy-hook $UNSET --dry-run`
+        if value.startswith("--"):
+            raise _Usage(f"--{name} needs a value")
 
 
 def _check_metrics(path):
@@ -5881,41 +5836,31 @@ def _check_metrics(path):
         raise _Usage(f"{plain(path)} is no regular file for metrics")
 
 
-def _check_options(options, command):
-    """Raise _Usage where an option cannot be used, or does not go with the command."""
-    for name, values in options.items():
-        if command not in _GOES_WITH.get(name, (command,)):
-            raise _Usage(f"--{name} does not go with {command}")
-        if name not in _FLAGS:
-            _check_values(name, values)
-    if not re.match(r"[0-9]{1,6}\Z", options.get("jitter", ["0"])[0]):
+def _check_options(options):
+    """Raise _Usage where an option of this run has a value that cannot be used."""
+    for name in _FLAGS:
+        if options.get(name):
+            raise _Usage(f"--{name} takes no value")
+    for name in _VALUED:
+        if options.get(name) == "":
+            raise _Usage(f"--{name} needs a value")
+    if not re.match(r"[0-9]{1,6}\Z", options.get("jitter", "0")):
         raise _Usage("--jitter takes whole seconds")
-    _check_metrics(options.get("metrics", [""])[0])
+    _check_metrics(options.get("metrics", ""))
     if "json" in options:
-        try:
-            import json  # noqa: F401
-        except ImportError:
-            raise _Usage("--json needs all of python3, not only python3-minimal")
+        import json  # noqa: F401  where there is none, it is told before any work is done
 
 
 def _read_name(word, command):
     """Return the lineage that a word names, with `*.` before it or not; or _Usage."""
-    if word.startswith("-"):
-        option = re.match("--?[a-z-]{0,20}", word)[0]
-        raise _Usage(f"there is no option {option}")
     if max(word, default="") > "\x7f":
         raise _Usage("a NAME with other than ASCII letters is written in its ASCII form (xn--...)")
-    if word.startswith("*."):
-        word = word[2:]
     if re.search(_SECRET, word):
         raise _Usage("a NAME is a host name on one line, and no key")
-    name = ""
     try:
-        name = host_name(word)
+        return lineage_name(re.sub(r"\A\*\.", "", word))
     except ValueError:
         pass
-    if is_lineage_name(name):
-        return name
     shown = shell_quote(plain(word, 60))
     kinds = "a full host name (a NAME has a dot)"
     if command == "NAME":
@@ -5935,12 +5880,12 @@ def _absolute(key, text):
     return text
 
 
-def _read_changes(options):
+def _read_changes(given):
     """Return {option: [text, ...]} of the options to remember; _Usage where one is wrong."""
     changes = {}
-    for key in REMEMBERED:
-        if key in options:
-            changes[key] = [_absolute(key, text) for text in options[key]]
+    for key, texts in given.items():
+        if key in REMEMBERED:
+            changes[key] = [_absolute(key, text) for text in texts]
     try:
         parse_options(merge_options({}, changes))
     except ValueError as error:
@@ -5950,21 +5895,25 @@ def _read_changes(options):
 
 def _parse(arguments):
     """Return what a command line asks for; _Usage where it is wrong."""
-    options, words = _split(arguments)
-    if not words:
-        return _Asked("", [], options, {})
-    command = "NAME"
-    if words[0] in COMMANDS:
-        command = words.pop(0)
-    if "help" in options:
+    command, given, words = _split(arguments)
+    for name in given:
+        if name not in _GOES_WITH:
+            raise _Usage(f"there is no option {plain(name, 60)}")
+    # what is given again replaces what was given before
+    options = {name: values[-1] for name, values in given.items() if name not in REMEMBERED}
+    if not command or "help" in options:
         return _Asked(command, [], options, {})
     names = [_read_name(word, command) for word in words]
-    _check_options(options, command)
+    for name, values in given.items():
+        if command not in _GOES_WITH[name]:
+            raise _Usage(f"--{name} does not go with {command}")
+        _check_values(name, values)
+    _check_options(options)
     if command in ("NAME", "rollback") and len(names) != 1:
         raise _Usage("one NAME at a time is needed")
     if "force" in options and not names:
         raise _Usage("renew --force needs a NAME")
-    changes = _read_changes(options)
+    changes = _read_changes(given)
     if command == "NAME" and words[0].startswith("*."):
         changes.setdefault("domain", []).append(f"*.{names[0]}")
     return _Asked(command, names, options, changes)
@@ -5994,52 +5943,34 @@ def _host_text():
 
 def _systemctl(*words):
     """Return (exit status, output) of systemctl for the timer."""
-    import subprocess
-
+    command = ["systemctl", *words, "certferry.timer"]
     try:
-        done = subprocess.run(
-            ["systemctl", *words, "certferry.timer"],
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
+        status, output, errors = run_process(command, os.environ, 60, MAX_RECORD)
+    except (OSError, ValueError) as error:
         return 1, str(error)
-    return done.returncode, done.stdout.decode("utf-8", "replace")
-
-
-def _cron_line(config):
-    """Return the line for cron that does what the timer does."""
-    program = os.path.realpath(sys.argv[0])
-    words = [program, "renew", "--jitter", "43200", "--quiet"]
-    if not os.access(program, os.X_OK):
-        words.insert(0, sys.executable)
-    if config != CONFIG_DIR:
-        words += ["--config-dir", config]
-    command = " ".join(shell_quote(word) for word in words)
-    return "17 1,13 * * * " + command.replace("%", "\\%")  # cron ends a line at a bare %
-
-
-def _has_timer(config):
-    """Say whether systemd runs here and knows the timer, which is for the default config dir."""
-    if config != CONFIG_DIR or not os.path.isdir("/run/systemd/system"):
-        return False
-    return _systemctl("cat")[0] == 0
+    return status, (output + errors).decode("utf-8", "replace")
 
 
 def _tell_of_cron(run):
-    """Show the line for cron, unless install.sh has put it in its place."""
-    if run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry"):
+    """Show the line for cron that does what the timer does, unless install.sh put it in place."""
+    is_there = run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry")
+    if is_there or run.dry_run:
         return
-    if not run.dry_run:
-        run.report.line(f"no timer was started. For cron: {_cron_line(run.config)}")
+    program = os.path.realpath(sys.argv[0])
+    words = [program, "renew", "--jitter", "43200", "--quiet", *config_flags(run.config)]
+    if not os.access(program, os.X_OK):
+        words.insert(0, sys.executable)
+    line = " ".join(shell_quote(word) for word in words)
+    line = line.replace("%", "\\%")  # cron ends a line at a bare %
+    run.report.line(f"no timer was started. For cron: 17 1,13 * * * {line}")
 
 
 def start_timer(run):
     """Start the timer, or show the line for cron; say whether the timer was or would be started."""
     report = run.report
-    if not _has_timer(run.config):
+    # systemd runs here, and the timer, which is for the default config dir, was installed
+    is_for_timer = run.config == CONFIG_DIR and os.path.isdir("/run/systemd/system")
+    if not is_for_timer or _systemctl("cat")[0] != 0:
         _tell_of_cron(run)
         return False
     # what runs already is no change, for Ansible's sake
@@ -6062,25 +5993,19 @@ def start_timer(run):
     return True
 
 
-def _inspect_readable(config, report):
-    """Return the Outcomes of all lineages, none where the config dir cannot be read."""
-    try:
-        return inspect_all(config, [], report.now)
-    except (Failure, OSError):
-        return []  # told already
-
-
 def _write_metrics(path, outcomes, config, report, started):
     """Write the metrics of all lineages: the series of one that is left out would end."""
     path = os.path.abspath(path)
-    names = [outcome.lineage.name for outcome in outcomes]
+    by_name = {}
+    try:
+        by_name = {outcome.lineage.name: outcome for outcome in inspect_all(config, [], report.now)}
+    except (Failure, OSError):
+        pass  # told already
+    by_name.update({outcome.lineage.name: outcome for outcome in outcomes})
+    seconds = time.monotonic() - started
     try:
         _check_metrics(path)
-        for outcome in _inspect_readable(config, report):
-            if outcome.lineage.name not in names:
-                outcomes = [*outcomes, outcome]
-        seconds = time.monotonic() - started
-        write_file(path, format_metrics(outcomes, report.now, seconds), 0o644)
+        write_file(path, format_metrics(by_name.values(), report.now, seconds), 0o644)
     except (Failure, OSError) as error:
         hint = f"Look at --metrics, and at CERTFERRY_METRICS in {config}/certferry/environment"
         report.problem("", f"no metrics were written to {path} ({words_of(error)})", hint)
@@ -6096,25 +6021,23 @@ def _skipped_lines(config):
 def _show_status(asked, config, report, started):
     """Show what is on the disk; return the exit status that monitoring expects."""
     outcomes = []
-    wrong = "nothing is set up yet"
     hint = command_text("NAME", {"from": ["HOST"]}, config_flags(config))
+    failure = Failure(None, "nothing is set up yet", hint)
     try:
         outcomes = inspect_all(config, asked.names, report.now)
     except (Failure, OSError) as error:
         failure = failure_of(error)
-        wrong = str(failure)
-        hint = failure.hint
     if "metrics" in asked.options and not report.dry_run:
-        _write_metrics(asked.options["metrics"][0], outcomes, config, report, started)
+        _write_metrics(asked.options["metrics"], outcomes, config, report, started)
     columns = 1000
     if os.isatty(1):
         columns = os.get_terminal_size(1).columns
-    why = with_hint(wrong, hint)
+    why = with_hint(str(failure), failure.hint)
     status, lines = status_lines(outcomes, report.now, columns, why, report.verbose)
     if report.as_json:
         report.document(outcomes)
         if not outcomes:
-            report.problem("", wrong, hint)
+            report.problem("", failure, failure.hint)
     elif not report.quiet:
         report.show(lines + _skipped_lines(config))
     elif status > 0:
@@ -6122,20 +6045,42 @@ def _show_status(asked, config, report, started):
     return status
 
 
+def _begin_run(asked, config, report):
+    """Return the Run that a command line asks for."""
+    flags = config_flags(config)
+    if asked.command == "NAME":
+        flags += tuple(f"--{name}" for name in _FLAGS if name in asked.options)
+    network = Network()  # forked before any key is read, and before credentials are copied
+    return Run(
+        config=config,
+        environment={},
+        now=report.now,
+        command=asked.command,
+        names=asked.names,
+        changes=asked.changes,
+        flags=flags,
+        dry_run=report.dry_run,
+        force="force" in asked.options,
+        key_source=asked.options.get("key"),
+        network=network,
+        report=report,
+    )
+
+
 def _ferry(run, options, started):
     """Ferry what was asked and report it; return the exit status."""
     report = run.report
+    wants_timer = run.command == "NAME" and "no-timer" not in options
     outcomes = []
     for outcome in ferry_all(run):
         report.outcome(outcome)
-        wants_timer = run.command == "NAME" and "no-timer" not in options
         if wants_timer and outcome.result in REMEMBERING:
             is_news = start_timer(run)
             outcome = outcome._replace(changed=is_news or outcome.changed)
         outcomes.append(outcome)
     run.network.close()
     environment = dict(os.environ, **run.environment)
-    path = options.get("metrics", [environment.get("CERTFERRY_METRICS")])[0]
+    path = options.get("metrics", environment.get("CERTFERRY_METRICS"))
     if path and run.command == "renew" and not run.dry_run:
         _write_metrics(path, outcomes, run.config, report, started)
     if report.as_json:
@@ -6143,45 +6088,21 @@ def _ferry(run, options, started):
     return int(report.failed)
 
 
-def _flags(asked, config):
-    """Return the words, beside the remembered options, that an advised command repeats."""
-    words = []
-    if "config-dir" in asked.options:
-        words += ["--config-dir", config]
-    if asked.command == "NAME":
-        words += [f"--{name}" for name in _FLAGS if name in asked.options]
-    return tuple(words)
-
-
-def _asks_status(arguments):
-    """Say whether a command line, right or wrong, asks for `status`, which has its own exit status.
-
-    As far as options can be told from words, that is its first word.
-    """
-    try:
-        words = [word for word in _split(arguments)[1] if not word.startswith("-")]
-        return words[:1] == ["status"]
-    except _Usage:
-        return arguments[:1] == ["status"]
-
-
-def _parse_or_tell(arguments):
-    """Return what a command line asks for, or None once it was told what is wrong with it."""
-    try:
-        return _parse(arguments)
-    except _Usage as error:
-        # what may be a piece of a key is not repeated
-        words = re.sub("[A-Za-z0-9+/=]{40,}", "...", str(error))
-        Reporter().problem("", words, error.hint)
-        return None
+def _fail(failure, arguments, status):
+    """Tell of a Failure; return the exit status, which is UNKNOWN's where `status` was asked."""
+    Reporter().problem("", failure, failure.hint)
+    if _split(arguments)[0] == "status":
+        return 3
+    return status
 
 
 def main(arguments):
     """Do what the command line asks; return the exit status."""
     started = time.monotonic()
-    asked = _parse_or_tell(arguments)
-    if asked is None:
-        return 3 if _asks_status(arguments) else 2
+    try:
+        asked = _parse(arguments)
+    except _Usage as error:
+        return _fail(error, arguments, 2)
     options = asked.options
     if "version" in options:
         Reporter().show([f"certferry {__version__}"])
@@ -6195,44 +6116,27 @@ def main(arguments):
         return 2
     # before anything is read: a run that sleeps holds no lock and no key
     if "jitter" in options:
-        time.sleep(jitter_delay(int(options["jitter"][0]), _host_text()))
-    now = int(time.time())
-    config = os.path.abspath(options.get("config-dir", [CONFIG_DIR])[0])
-    report = Reporter(options, now)
+        time.sleep(jitter_delay(int(options["jitter"]), _host_text()))
+    config = os.path.abspath(options.get("config-dir", CONFIG_DIR))
+    report = Reporter(options, int(time.time()))
     if asked.command == "status":
         return _show_status(asked, config, report, started)
-    network = Network()  # forked before any key is read, and before credentials are copied
-    run = Run(
-        config=config,
-        environment={},
-        now=now,
-        command=asked.command,
-        names=asked.names,
-        changes=asked.changes,
-        flags=_flags(asked, config),
-        dry_run=report.dry_run,
-        force="force" in options,
-        key_source=options.get("key", [None])[0],
-        network=network,
-        report=report,
-    )
-    return _ferry(run, options, started)
+    return _ferry(_begin_run(asked, config, report), options, started)
 
 
-def run():
+def command():
     """Be the command: whatever happens ends as a status, with a line and without a traceback."""
     make_usual()
+    arguments = sys.argv[1:]
     try:
-        status = main(sys.argv[1:])
+        status = main(arguments)
     except KeyboardInterrupt:
         Reporter().problem("", "interrupted", "The next run takes up what is unfinished")
         status = 130
     except Exception as error:
-        failure = failure_of(error)
-        Reporter().problem("", failure, failure.hint)
-        status = 3 if _asks_status(sys.argv[1:]) else 1
+        status = _fail(failure_of(error), arguments, 1)
     os._exit(status)  # every line was flushed; taking the interpreter down takes 7 ms
 
 
 if __name__ == "__main__":
-    run()
+    command()

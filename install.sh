@@ -309,7 +309,7 @@ import sys
 sys.path.append("$1")
 import certferry
 
-certferry.run()
+certferry.command()
 END
 }
 

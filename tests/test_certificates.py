@@ -66,7 +66,7 @@ def read_all(data):
         certferry.chain_flaw(each, found, True)
         certferry.describe_key(each.public_key)
         certferry.describe_name(each.issuer)
-        certferry.is_weak(each)
+        certferry.algorithm_flaw(each)
         certferry.for_clients(each)
     return found
 
@@ -119,6 +119,7 @@ class Facts(unittest.TestCase):
         "a.*.example.com",
         "*.*.example.com",
         "DNS:192.0.2.1",
+        "DNS:*.0.2.1",
         "DNS:-a.example.com",
         "DNS:a..example.com",
         "DNS:.example.com",
@@ -352,7 +353,6 @@ class Names(unittest.TestCase):
         ("www.example.com", "*.example.com", False),
         ("*.com", "*.example.com", False),
         ("192.0.2.1", "192.0.2.1", True),
-        ("*.0.2.1", "192.0.2.1", False),
         ("::1", "::1", True),
     )
 
@@ -364,7 +364,7 @@ class Names(unittest.TestCase):
 
 
 class Chains(unittest.TestCase):
-    """longest_chains and candidate_chains: the issuers in order, no root, nothing else."""
+    """possible_chains and candidate_chains: the issuers in order, no root, nothing else."""
 
     @classmethod
     def setUpClass(cls):
@@ -396,21 +396,20 @@ class Chains(unittest.TestCase):
         others = [self.known[name] for name in handed.split()]
         return [self.named(chain) for chain in function(self.known["leaf"], others, *more)]
 
-    def test_longest(self):
+    def test_possible(self):
         """In order, whatever else was handed over; of an issuer made twice there are two."""
         for handed, expected in (
-            ("lower upper", ["lower upper"]),
-            ("upper lower", ["lower upper"]),
-            ("root other upper leaf lower", ["lower upper"]),
-            ("lower", ["lower"]),
+            ("lower upper", ["", "lower", "lower upper"]),
+            ("upper lower", ["", "lower", "lower upper"]),
+            ("root other upper leaf lower", ["", "lower", "lower upper"]),
+            ("lower", ["", "lower"]),
             ("upper", [""]),
             ("other root", [""]),
             ("", [""]),
-            ("lower upper twin", ["lower upper", "lower twin"]),
+            ("lower upper twin", ["", "lower", "lower upper", "lower twin"]),
         ):
             with self.subTest(handed):
-                found = self.chains(certferry.longest_chains, handed)
-                self.assertEqual(sorted(found), sorted(expected))
+                self.assertEqual(self.chains(certferry.possible_chains, handed), expected)
 
     def test_candidates(self):
         """The longest first, then shorter ones, since a superfluous one condemns nothing.
@@ -434,8 +433,8 @@ class Chains(unittest.TestCase):
         name = "/O=Example/CN=Example Root"
         new = self.authority.issue([], subject=name, ca=True, issuer=old)
         leaf = parsed(self.authority.issue([NAME], issuer=new))
-        chains = certferry.longest_chains(leaf, [parsed(old), parsed(new)])
-        self.assertEqual(chains, [(parsed(new),)])
+        chains = certferry.possible_chains(leaf, [parsed(old), parsed(new)])
+        self.assertEqual(chains, [(), (parsed(new),)])
 
     def test_ring(self):
         """Issuers that certified each other, every one by every one: it ends, and soon."""
@@ -444,7 +443,7 @@ class Chains(unittest.TestCase):
             member = self.known["lower"]._replace(der=b"%d %d" % (number, issuer), extensions={})
             ring.append(member._replace(subject=b"%d" % number, issuer=b"%d" % issuer))
         leaf = self.known["leaf"]._replace(issuer=b"1", extensions={})
-        self.assertLessEqual(len(certferry.longest_chains(leaf, ring)), 8)
+        self.assertLessEqual(len(certferry.possible_chains(leaf, ring)), 64)
         self.assertLessEqual(len(certferry.candidate_chains(leaf, ring, NOW)), 16)
 
 
@@ -516,7 +515,7 @@ class Flaws(unittest.TestCase):
                 leaf = parsed(self.authority.issue([NAME], **how))
                 self.check(words, leaf, (), True)
                 self.check("", leaf, (), False)
-                self.assertEqual(certferry.is_weak(leaf), words != "")
+                self.assertIn(words, certferry.algorithm_flaw(leaf))
 
     def test_issuers(self):
         """They may sign; which one of them may not is told."""

@@ -2535,7 +2535,7 @@ class BadInput(Scene):
     def test_a_state_that_is_damaged(self):
         """One notice line each; what it held is found out again."""
         upstream = self.upstream()
-        texts = {"a": b"\0\xff\xfe", "b": b"[state]\nsince = tomorrow\n", "c": b"no = section\n"}
+        texts = {"a": b"\0\xff\xfe", "b": b"[state]\nsince = tomorrow\n", "c": b"runs = many\n"}
         for label, text in texts.items():
             name = label + ".example.com"
             self.copy_lineage(name, upstream.source)

@@ -34,15 +34,15 @@ PURE = ("Types", "Errors", "Certificates", "Judge", "Health")
 
 # What has an effect, and the sections that alone may touch it.
 EFFECTS = {
-    "subprocess": ("Processes", "Sources", "Hooks", "Command line"),
+    "subprocess": ("Processes", "Sources", "Hooks"),
     "os.fork os.setsid os.setuid os.setresuid": ("Processes",),
     "socket http urllib": ("Sources",),
     "ssl": ("Sources", "Store"),
     "fcntl os.rename os.replace os.link os.symlink os.unlink os.remove os.rmdir os.mkdir"
     " os.makedirs os.fsync os.utime os.truncate": ("Store",),
     "print": ("Report",),
-    "argparse": ("Command line",),
-    "time.time datetime": ("Command line",),
+    "time.time datetime.datetime.now datetime.datetime.today datetime.datetime.utcnow"
+    " datetime.date.today": ("Command line",),
     "open io os select sys.stdin sys.stdout sys.stderr threading time _thread": [
         section for section in SECTIONS if section not in PURE
     ],
@@ -319,6 +319,8 @@ def f():
     return os.rename(a, b) #!
 x = time.monotonic() + config.socket
 y = time.time() #!
+z = datetime.datetime(1970, 1, 1)
+z = datetime.datetime.now() #!
 == effect_elsewhere
 ## Types
 x = os.path.exists(a) #!

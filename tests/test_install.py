@@ -36,18 +36,18 @@ import sys
 sys.path.append("{lib}")
 import certferry
 
-certferry.run()
+certferry.command()
 """
 STUB = """#!/usr/bin/env python3
 import sys
 
-def run():
+def command():
     print("certferry", *sys.argv[1:])
     if "-" in sys.argv:
         print("key:", sys.stdin.read())
 
 if __name__ == "__main__":
-    run()
+    command()
 """
 SHELLS = (["dash"], ["bash"], ["busybox", "sh"])
 # What install.sh runs in any case; openssl, sha256sum, curl and wget are each test's own choice.
@@ -588,7 +588,7 @@ class Launcher(InstallCase):
 
     def test_it_imports_from_the_standard_library_and_its_own_folder_alone(self):
         show = 'print(*sys.path, sep="\\n"); print(tuple(sys.flags)[:10], "site" in sys.modules)'
-        self.put("import sys\n\ndef run():\n    import ssl, argparse\n    {}\n".format(show))
+        self.put("import sys\n\ndef command():\n    import ssl, argparse\n    {}\n".format(show))
         for folder in (self.folder, os.path.dirname(self.program)):
             for name in ("ssl.py", "argparse.py", "certferry.py", "sitecustomize.py"):
                 world.write(os.path.join(folder, name), "raise SystemExit('harm')\n")
