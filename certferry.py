@@ -5764,8 +5764,7 @@ _VALUED.update(
 _FLAGS = dict.fromkeys("dry-run no-timer json quiet verbose help version".split(), _EVERY)
 _FLAGS["force"] = ("NAME", "renew")
 _GOES_WITH = dict(_VALUED, **_FLAGS)
-_SPELLINGS = {"-d": "domain", "-q": "quiet", "-v": "verbose", "-h": "help"}
-_SPELLINGS.update({f"--{name}": name for name in _GOES_WITH})
+_LETTERS = {"domain": ["-d"], "quiet": ["-q"], "verbose": ["-v"], "help": ["-h"]}
 
 # a line break, a key's label, or the base64 of a key's DER
 _SECRET = r"[\r\n]|PRIVATE KEY|\AM[A-Z0-9][A-Za-z0-9+/]{30,}=*\Z"
@@ -5789,40 +5788,61 @@ class _Usage(Failure):
         Failure.__init__(self, None, words, "certferry --help")
 
 
-def _split(arguments):
-    """Return (command, {option: [value, ...]}, [NAME, ...]) of a command line, however wrong it is.
+def _refuse(message):
+    """Raise _Usage for what argparse finds wrong; its own words may end with a value."""
+    option = re.search("--[a-z-]+", message)[0]
+    if "ignored explicit argument" in message:
+        raise _Usage(f"{option} takes no value")
+    raise _Usage(f"{option} needs a value")
 
-    The value of a flag is "", one that is missing is --. An unknown option keeps its dashes.
-    argparse would cost 3 to 5 ms, and repeat values in its messages.
+
+def _split(arguments):
+    """Return (command, {option: [value, ...]}, NAMEs, unknown options) of a command line.
+
+    The value of a flag is "". _Usage where an option lacks its value.
     """
-    options = {}
-    words = []
-    rest = iter(arguments)
-    for word in rest:
-        spelling, equals, value = word.partition("=")
-        name = _SPELLINGS.get(spelling, spelling)
-        if not word.startswith("-"):
-            words.append(word)
-        elif word != "--":
-            if name in _VALUED and not equals:
-                value = next(rest, "--")
-            options.setdefault(name, []).append(value)
+    import argparse  # 5 ms
+
+    parser = argparse.ArgumentParser(
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        # a width of its own: python3-minimal has no shutil to ask the terminal for it
+        formatter_class=functools.partial(argparse.HelpFormatter, width=80),
+    )
+    parser.error = _refuse
+    for name in _VALUED:
+        parser.add_argument(*_LETTERS.get(name, []), f"--{name}", dest=name, action="append")
+    for name in _FLAGS:
+        parser.add_argument(
+            *_LETTERS.get(name, []), f"--{name}", dest=name, action="append_const", const=""
+        )
+    # without positionals the words are what is left, before and after options alike
+    options, left = parser.parse_known_args(arguments)
+    words = [word for word in left if not word.startswith("-")]
+    unknown = [word for word in left if word not in (*words, "--")]
     command = "NAME"
     if not words:
         command = ""
     elif words[0] in COMMANDS:
         command = words.pop(0)
-    return command, options, words
+    return command, vars(options), words, unknown
+
+
+def _asks_status(arguments):
+    """Say whether a command line, right or wrong, asks for `status`, which has its own exit status."""
+    try:
+        return _split(arguments)[0] == "status"
+    except _Usage:  # an option without its value hides which words are values
+        return arguments[:1] == ["status"]
 
 
 def _check_values(name, values):
     """Raise _Usage where values of an option cannot be used, whatever it is for."""
     for value in values:
-        if re.search(_SECRET, value):
+        # up to Python 3.12 argparse makes a list of `--key=--`
+        if value == [] or re.search(_SECRET, value):
             raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
-        # nothing, or the next option: `--deploy-hook $UNSET --dry-run`
-        if value.startswith("--"):
-            raise _Usage(f"--{name} needs a value")
 
 
 def _check_metrics(path):
@@ -5838,9 +5858,6 @@ def _check_metrics(path):
 
 def _check_options(options):
     """Raise _Usage where an option of this run has a value that cannot be used."""
-    for name in _FLAGS:
-        if options.get(name):
-            raise _Usage(f"--{name} takes no value")
     for name in _VALUED:
         if options.get(name) == "":
             raise _Usage(f"--{name} needs a value")
@@ -5895,10 +5912,9 @@ def _read_changes(given):
 
 def _parse(arguments):
     """Return what a command line asks for; _Usage where it is wrong."""
-    command, given, words = _split(arguments)
-    for name in given:
-        if name not in _GOES_WITH:
-            raise _Usage(f"there is no option {plain(name, 60)}")
+    command, given, words, unknown = _split(arguments)
+    if unknown:  # no more of it than an option's name: it may be a key
+        raise _Usage(f"there is no option {re.match('--?[a-z-]{0,20}', unknown[0])[0]}")
     # what is given again replaces what was given before
     options = {name: values[-1] for name, values in given.items() if name not in REMEMBERED}
     if not command or "help" in options:
@@ -6091,7 +6107,7 @@ def _ferry(run, options, started):
 def _fail(failure, arguments, status):
     """Tell of a Failure; return the exit status, which is UNKNOWN's where `status` was asked."""
     Reporter().problem("", failure, failure.hint)
-    if _split(arguments)[0] == "status":
+    if _asks_status(arguments):
         return 3
     return status
 

@@ -41,6 +41,7 @@ EFFECTS = {
     "fcntl os.rename os.replace os.link os.symlink os.unlink os.remove os.rmdir os.mkdir"
     " os.makedirs os.fsync os.utime os.truncate": ("Store",),
     "print": ("Report",),
+    "argparse": ("Command line",),
     "time.time datetime.datetime.now datetime.datetime.today datetime.datetime.utcnow"
     " datetime.date.today": ("Command line",),
     "open io os select sys.stdin sys.stdout sys.stderr threading time _thread": [

@@ -599,6 +599,9 @@ class Usage(unittest.TestCase):
             self.assertEqual((result.status, result.out), (status, ""))
             self.assertRegex(result.err, r"\Acertferry: [ -~]{1,600}\n\Z")
         self.assertEqual(self.downstream.snapshot(), before)
+        result = self.downstream.run(NAME, "--key=--")  # a list to argparse before Python 3.13
+        self.assertIn(result.status, (1, 2))
+        self.assertRegex(result.err, r"\Acertferry: [ -~]{1,600}\n\Z")
 
     def test_a_value_that_reads_status(self):
         """Only the command status has the statuses of monitoring."""
