@@ -5830,7 +5830,7 @@ def _split(arguments):
 
 
 def _asks_status(arguments):
-    """Say whether a command line, right or wrong, asks for `status`, which has its own exit status."""
+    """Say whether a command line, right or wrong, asks for `status`, which has its own statuses."""
     try:
         return _split(arguments)[0] == "status"
     except _Usage:  # an option without its value hides which words are values
