@@ -4300,8 +4300,8 @@ def _pending(outcome):
     """Return what a lineage waits for, and what else there is to know of it."""
     texts = [_explain(outcome), *outcome.lines]
     owed = outcome.in_service.owed
-    if owed is not None:
-        texts.append("to run: " + ", ".join([*owed, "the look at its services"]))
+    if owed is not None and outcome.lineage.state.result != "pending":
+        texts.append("to run: " + ", ".join(owed or ["a look at its services"]))
     return "; ".join(text for text in texts if text)
 
 
@@ -4442,8 +4442,22 @@ Run.__new__.__defaults__ = ((), None, None)  # the last two are what prepare() f
 # The private key that --key gave: a Secret, and its public key (DER).
 GivenKey = collections.namedtuple("GivenKey", "secret public")
 
-# A lineage that was looked at; `exchange` is the number of its first one, or None.
-Begun = collections.namedtuple("Begun", "lineage in_service exchange")
+
+class Crossing(
+    collections.namedtuple(
+        "Crossing",
+        "lineage before in_service given exchange choice failure waiting said lines",
+    )
+):
+    """How far a lineage has come.
+
+    `before` was in service when it was looked at first, `in_service` is now (in a dry run: would
+    be), `given` are the remembered options by now. `exchange` is the number of one that is under
+    way, `choice` the offer that was taken, `failure` what ended the crossing, `waiting` what only
+    defers it: each may be None. `said` are a rollback's words, `lines` what is shown below the
+    result.
+    """
+
 
 # An offer that the judge accepted, as it would be written; key is a path or a Secret.
 Choice = collections.namedtuple("Choice", "source leaf chain key is_news")
@@ -5014,7 +5028,7 @@ def put_in_service(run, lineage, in_service, choice):
 
 
 def remember(run, lineage, in_service):
-    """Write the options that this command gave; return (Lineage, InService) then.
+    """Write the options that this command gave; return (options as remembered, InService) then.
 
     A new hook is owed before it is remembered: owing too much is mended, too little is not. A hook
     that was replaced or forgotten is owed no longer.
@@ -5022,7 +5036,7 @@ def remember(run, lineage, in_service):
     given = merge_options(lineage.given, run.changes)
     is_kept = given == lineage.given and os.path.lexists(lineage.place.conf)
     if run.command != "NAME" or is_kept:
-        return lineage, in_service
+        return lineage.given, in_service
     before = lineage.given.get("deploy-hook", [])
     wanted = given.get("deploy-hook", [])
     new = [hook for hook in wanted if hook not in before]
@@ -5032,7 +5046,7 @@ def remember(run, lineage, in_service):
         in_service = owe(run, lineage, in_service, tuple(dict.fromkeys(owed + new)))
     if not run.dry_run:
         save_conf(lineage.place, given)
-    return lineage._replace(given=given), in_service
+    return given, in_service
 
 
 # 7. finish
@@ -5244,74 +5258,70 @@ def not_kept(run, lineage, failure):
     return Failure(failure.reason, f"{failure}. {words}", hint)
 
 
-def is_installed(before, in_service):
+def is_installed(crossing):
     """Say whether something else is shown than before, or the same has become whole."""
-    if in_service.leaf is None:
+    before, after = crossing.before, crossing.in_service
+    if after.leaf is None:
         return False
-    shown = (in_service.leaf, in_service.chain, in_service.flaw)
-    return shown != (before.leaf, before.chain, before.flaw)
+    return (after.leaf, after.chain, after.flaw) != (before.leaf, before.chain, before.flaw)
 
 
-def result_of(before, crossed):
-    """Return how a crossing ended; `before` is what was in service."""
-    if crossed.failure:
-        return crossed.failure.result
-    if crossed.waiting:
+def result_of(crossing):
+    """Return how a crossing ended."""
+    if crossing.failure:
+        return crossing.failure.result
+    if crossing.waiting:
         return "deferred"
-    if is_installed(before, crossed.in_service):
+    if is_installed(crossing):
         return "installed"
-    if crossed.choice:
+    if crossing.choice:
         return "unchanged"
     return "not-due"
 
 
-def is_changed(begun, lineage, in_service):
+def is_changed(crossing):
     """Say whether certificate, key, live names or options are not what they were."""
-    before = begun.in_service._replace(owed=None)
-    return in_service._replace(owed=None) != before or lineage.given != begun.lineage.given
+    before = crossing.before._replace(owed=None)
+    after = crossing.in_service._replace(owed=None)
+    return (before, crossing.lineage.given) != (after, crossing.given)
 
 
-def conclude(run, begun, crossed, lines):
+def conclude(run, crossing):
     """Return the Outcome of a crossing: recorded, with alert hooks run.
 
     Options that were given and not remembered change neither state nor health.
     """
-    lineage, choice, source = crossed.lineage, crossed.choice, None
+    choice, source = crossing.choice, None
     if choice:
         source = choice.source.text
-    result = result_of(begun.in_service, crossed)
-    problem = crossed.failure or crossed.waiting
+    result = result_of(crossing)
+    problem = crossing.failure or crossing.waiting
+    lineage = crossing.lineage._replace(given=crossing.given)
     is_forgotten = run.changes and result not in REMEMBERING
     if is_forgotten:
         problem = not_kept(run, lineage, problem)
     else:
-        state = next_state(run, begun.lineage, result, problem, choice)
+        state = next_state(run, lineage, result, problem, choice)
         lineage = lineage._replace(state=state, last_run=run.now)
     outcome = Outcome(
         lineage=lineage,
-        in_service=crossed.in_service,
+        in_service=crossing.in_service,
         result=result,
         problem=problem,
-        said=crossed.said,
-        changed=is_changed(begun, lineage, crossed.in_service),
+        said=crossing.said,
+        changed=is_changed(crossing),
         source=source,
-        health=health_of(lineage, crossed.in_service, run.now),
-        lines=lines,
+        health=health_of(lineage, crossing.in_service, run.now),
+        lines=crossing.lines,
     )
     if is_forgotten or run.dry_run or not is_lineage(lineage.place):
         return outcome
     state = alert(run, outcome)
-    record(run, begun.lineage, outcome, state)
+    record(run, crossing.lineage, outcome, state)
     return outcome
 
 
 # The story
-
-
-# How far a crossing came: `failure` ended it, `waiting` is one that is only deferred, `said` is for
-# a rollback's words.
-Crossed = collections.namedtuple("Crossed", "lineage in_service choice failure waiting said")
-Crossed.__new__.__defaults__ = (None, None, None, "")
 
 
 def asks_early(run, lineage, in_service):
@@ -5337,40 +5347,52 @@ def begin(run, lineage):
             exchange = submit(run, lineage, first, in_service.leaf.public_key)
     except Exception as error:
         lineage = lineage._replace(failure=lineage.failure or failure_of(error))
-    return Begun(lineage, in_service, exchange)
+    return Crossing(
+        lineage=lineage,
+        before=in_service,
+        in_service=in_service,
+        given=lineage.given,
+        exchange=exchange,
+        choice=None,
+        failure=None,
+        waiting=None,
+        said="",
+        lines=[],
+    )
 
 
-def look_again(run, begun):
+def look_again(run, crossing):
     """Return what is in service after a failure, which may have come after the rename."""
-    if begun.lineage.failure or run.dry_run:
-        return begun.in_service
+    lineage = crossing.lineage
+    if lineage.failure or run.dry_run:
+        return crossing.before
     try:
-        return look(begun.lineage.place, begun.lineage.state.key_file)
+        return look(lineage.place, lineage.state.key_file)
     except (Failure, OSError):
-        return begun.in_service
+        return crossing.before
 
 
-def cross(run, begun):
-    """Take a lineage through the steps 3 to 6; return how far it came."""
-    lineage, in_service, exchange = begun
+def cross(run, crossing):
+    """Take a lineage through the steps 3 to 6."""
+    lineage = crossing.lineage
     choice, waiting = None, None
-    in_service = tidy(run, lineage, in_service)  # 3
+    in_service = tidy(run, lineage, crossing.before)  # 3
     try:
-        choice = choose(run, lineage, in_service, exchange)  # 4
+        choice = choose(run, lineage, in_service, crossing.exchange)  # 4
     except Failure as error:
         if not can_wait(run, lineage, in_service, error):
             raise
         waiting = error
     in_service = put_in_service(run, lineage, in_service, choice)  # 5
-    lineage, in_service = remember(run, lineage, in_service)  # 6
-    return Crossed(lineage, in_service, choice, waiting=waiting)
+    given, in_service = remember(run, lineage, in_service)  # 6
+    return crossing._replace(in_service=in_service, given=given, choice=choice, waiting=waiting)
 
 
-def go_back(run, begun):
-    """Make the version before current again, and mark the one that it leaves; return Crossed."""
-    lineage, in_service, _ = begun
+def go_back(run, crossing):
+    """Make the version before current again, and mark the one that it leaves."""
+    lineage = crossing.lineage
     place = lineage.place
-    left = settled(run, lineage, tidy(run, lineage, in_service))
+    left = settled(run, lineage, tidy(run, lineage, crossing.before))
     target = rollback_target(place, left, run.now)
     if target is None:
         words = "there is no earlier version to go back to"
@@ -5386,73 +5408,72 @@ def go_back(run, begun):
     if left.leaf:
         said += f" of {iso_time(left.leaf.not_before)[:10]}"
     said += ", which stays out until there is a newer one"
-    return Crossed(lineage, in_service, said=said)
+    return crossing._replace(in_service=in_service, said=said)
 
 
-def cross_or_fail(run, begun):
-    """Return how far a lineage came, whatever ended that."""
-    lineage = begun.lineage
+def cross_or_fail(run, crossing):
+    """Return how far a lineage comes, whatever ends that."""
     try:
-        if lineage.failure:
-            raise lineage.failure
+        if crossing.lineage.failure:
+            raise crossing.lineage.failure
         if run.command == "rollback":
-            return go_back(run, begun)
-        return cross(run, begun)
+            return go_back(run, crossing)
+        return cross(run, crossing)
     except Exception as error:
-        return Crossed(lineage, look_again(run, begun), failure=failure_of(error))
+        in_service = look_again(run, crossing)
+        return crossing._replace(in_service=in_service, failure=failure_of(error))
 
 
-def finish_crossing(run, begun, crossed):
-    """Run the hooks that are owed and look at the services; return (Crossed, lines to show)."""
-    lineage, in_service = crossed.lineage, crossed.in_service
+def finish_or_fail(run, crossing):
+    """Run the hooks that are owed and look at the services, whatever happened before."""
+    lineage, in_service = crossing.lineage, crossing.in_service
     lines = []
     try:
-        if run.force and crossed.choice:
+        if run.force and crossing.choice:
             hooks = deploy_hooks(run.config, lineage.options)
             in_service = owe(run, lineage, in_service, hooks)
         in_service, lines, failure = finish(run, lineage, in_service)
     except Exception as error:
         failure = failure_of(error)
-    if failure and is_installed(begun.in_service, in_service):
+    crossing = crossing._replace(in_service=in_service, lines=crossing.lines + lines)
+    if failure and is_installed(crossing):
         words = f"installed, but {failure}"
         failure = Failure(failure.reason, words, failure.hint, failure.culprit)
-    return crossed._replace(in_service=in_service, failure=crossed.failure or failure), lines
+    return crossing._replace(failure=crossing.failure or failure)
 
 
-def describe_files(run, begun, crossed):
+def describe_files(run, crossing):
     """Return the lines that name the files of what `certferry NAME` staged or put into service."""
     if run.command != "NAME":
         return []
-    known = begun.in_service.staged
-    lines = [f"staged key   {path}" for path in crossed.in_service.staged if path not in known]
-    if not is_installed(begun.in_service, crossed.in_service):
+    lineage, known = crossing.lineage, crossing.before.staged
+    lines = [f"staged key   {path}" for path in crossing.in_service.staged if path not in known]
+    if not is_installed(crossing):
         return lines
-    place = crossed.lineage.place
     lines += [
-        f"certificate  {place.member('fullchain.pem')}",
-        f"private key  {place.member('privkey.pem')}",
+        f"certificate  {lineage.place.member('fullchain.pem')}",
+        f"private key  {lineage.place.member('privkey.pem')}",
     ]
-    if not deploy_hooks(run.config, crossed.lineage.options):
-        command = again(run, crossed.lineage, "--deploy-hook", "systemctl reload-or-restart nginx")
+    if not deploy_hooks(run.config, lineage.options):
+        command = again(run, lineage, "--deploy-hook", "systemctl reload-or-restart nginx")
         lines.append(f"hook         none: nothing reloads your server. Try: {command}")
     return lines
 
 
-def may_finish(run, crossed):
+def may_finish(run, crossing):
     """Say whether the hooks that are owed may run: not where options were given and not kept."""
-    if crossed.lineage.failure or not crossed.in_service.is_whole:
+    if crossing.lineage.failure or not crossing.in_service.is_whole:
         return False
-    return not (crossed.failure and run.changes)
+    return not (crossing.failure and run.changes)
 
 
-def ferry(run, begun):
+def ferry(run, crossing):
     """Take one lineage through the whole story; return its Outcome."""
-    crossed = cross_or_fail(run, begun)
-    lines = describe_files(run, begun, crossed)
-    if may_finish(run, crossed):
-        crossed, more = finish_crossing(run, begun, crossed)  # 7
-        lines += more
-    return conclude(run, begun, crossed, lines)  # 8
+    crossing = cross_or_fail(run, crossing)
+    crossing = crossing._replace(lines=describe_files(run, crossing))
+    if may_finish(run, crossing):
+        crossing = finish_or_fail(run, crossing)  # 7
+    return conclude(run, crossing)  # 8
 
 
 # What is there, without touching it
@@ -5503,12 +5524,12 @@ def inspect(now, lineage):
     )
 
 
-def ferry_or_tell(run, begun):
+def ferry_or_tell(run, crossing):
     """Return the Outcome of ferry(), or one that tells of what nobody foresaw: the others go on."""
     try:
-        return ferry(run, begun)
+        return ferry(run, crossing)
     except Exception as error:
-        return inspect(run.now, begun.lineage._replace(failure=failure_of(error)))
+        return inspect(run.now, crossing.lineage._replace(failure=failure_of(error)))
 
 
 # A run over many lineages
@@ -5543,15 +5564,14 @@ def read_environment(run):
 
 def read_given_key(source):
     """Return the GivenKey of --key, a path or - for standard input; Failure (no-key)."""
+    place = source
+    if source == "-":
+        place = os.dup(0)
+        if os.isatty(0):
+            os.write(2, b"certferry: paste the private key, then Ctrl-D\n")
     try:
-        if source == "-":
-            if os.isatty(0):
-                os.write(2, b"certferry: paste the private key, then Ctrl-D\n")
-            with open(0, "rb", closefd=False) as file:
-                data = file.read(MAX_KEY)
-        else:
-            with open(source, "rb") as file:
-                data = file.read(MAX_KEY)
+        with open(place, "rb") as file:
+            data = file.read(MAX_KEY)
     except (OSError, ValueError) as error:
         raise Failure("no-key", f"--key {source}: {words_of(error)}", "Give a PEM file, or -")
     if source == "-" and not data.strip():
@@ -5572,17 +5592,13 @@ def prepare(run):
 
     The processes of the stores are forked before that.
     """
-    waits_for_key = run.key_source is not None
-    if not waits_for_key:
+    if run.key_source is None:
         hold_config(run)
     lineages = load_all(run.config, run.names, run.changes)
     kinds = {source.kind for lineage in lineages for source in lineage.options.sources}
     run = run._replace(stores=Stores(kinds))
-    if waits_for_key:
-        try:
-            run = run._replace(key=read_given_key(run.key_source))
-        except Failure as failure:
-            return run, [lineage._replace(failure=failure) for lineage in lineages]
+    if run.key_source is not None:
+        run = run._replace(key=read_given_key(run.key_source))
         # only now: who types a passphrase for ssh must not hold up the timer's run
         hold_config(run)
         lineages = load_all(run.config, run.names, run.changes)
@@ -5590,14 +5606,14 @@ def prepare(run):
     return run, lineages
 
 
-def run_post_hooks(run, outcomes):
-    """Run certbot's post hooks once where something was deployed; of [(Outcome, installed)]."""
+def run_post_hooks(run, ended):
+    """Run certbot's post hooks once where something was deployed; of [(Crossing, Outcome)]."""
     renewed, failed = [], []
-    for outcome, installed in outcomes:
+    for crossing, outcome in ended:
         names = [outcome.lineage.name]
         if outcome.in_service.leaf:
             names = outcome.in_service.leaf.domains
-        if installed:
+        if is_installed(crossing._replace(in_service=outcome.in_service)):
             renewed.extend(names)
         elif outcome.result in ("failed", "refused"):
             failed.extend(names)
@@ -5608,8 +5624,8 @@ def run_post_hooks(run, outcomes):
     run_folder(run, "post", variables, "")
 
 
-def tell_what_is_left_out(run):
-    """Warn of files that an administrator may have meant for a lineage's or for a hook."""
+def tell_skipped_hooks(run):
+    """Tell, under --verbose, of files in the hooks' folders that do not run."""
     try:
         for path in skipped_hooks(run.config):
             run.report.detail("", f"{path} is not executable, and does not run")
@@ -5645,19 +5661,19 @@ def ferry_all(run):
     if not lineages:
         command = command_text("NAME", {"from": ["HOST"]}, run.flags)
         run.report.line(f"certferry: nothing is set up yet. Try: {command}")
-    tell_what_is_left_out(run)
+    tell_skipped_hooks(run)
     begun = []
     for lineage in lineages:
         if run.command == "renew" and lineage.options.enabled == "no":
             run.report.line(f"{lineage.name} is left out: enabled = no in its conf")
         else:
             begun.append(begin(run, lineage))
-    outcomes = []
-    for each in begun:
-        outcome = ferry_or_tell(run, each)
-        outcomes.append((outcome, is_installed(each.in_service, outcome.in_service)))
+    ended = []
+    for crossing in begun:
+        outcome = ferry_or_tell(run, crossing)
+        ended.append((crossing, outcome))
         yield outcome
-    run_post_hooks(run, outcomes)
+    run_post_hooks(run, ended)
 
 
 def inspect_all(config, names, now):
