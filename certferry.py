@@ -4633,13 +4633,6 @@ def settled(run, lineage, in_service):
     return look(place, lineage.state.key_file)
 
 
-def predicted(in_service, number, leaf, chain, owed):
-    """Return the InService that a version would lead to, for a dry run."""
-    return in_service._replace(
-        number=number, leaf=leaf, chain=chain, owed=owed, linked=True, flaw=""
-    )
-
-
 def deploy(run, lineage, in_service, leaf, chain, key):
     """Make leaf, chain and key the current version, which owes all hooks; return the InService."""
     place = lineage.place
@@ -4648,7 +4641,7 @@ def deploy(run, lineage, in_service, leaf, chain, key):
         return install(place, in_service, leaf, chain, key, owed, run.now)
     before = settled(run, lineage, in_service)
     number = max(next_number(place), (before.number or 0) + 1)
-    return predicted(before, number, leaf, chain, owed)
+    return before._replace(number=number, leaf=leaf, chain=chain, owed=owed, linked=True, flaw="")
 
 
 def owe(run, lineage, in_service, hooks):
@@ -4704,7 +4697,7 @@ def tell_what_waits(run, lineage, in_service):
         if info.st_mode & 0o004:
             hint = f"Try: chmod o-r {shell_quote(path)}"
             warn(place.name, f"{path} can be read by everybody", hint)
-        if path in in_service.staged and info.st_uid not in (0, os.geteuid()):
+        if path in in_service.staged and not is_ours(info):
             hint = f"If it is right: chown root {shell_quote(path)}"
             warn(place.name, f"{path} is another user's key, and is not used", hint)
 
@@ -4845,22 +4838,19 @@ def acceptable_keys(run, lineage, in_service, versions):
     return keys, unusable
 
 
-def malformed_failure(source, words):
-    """Return the Failure of an offer that cannot be read."""
-    return Failure("malformed", f"{source.text}: {words}", "Look at what it holds")
-
-
 def gather_facts(run, lineage, in_service, offer, leaf, others):
     """Return (Facts, chain as it would be written, key for it or None) of an offer; Failure."""
     public_key = leaf_public_key(leaf.der)
     if public_key is None:
-        raise malformed_failure(offer.source, "openssl cannot read its certificate")
+        words = f"{offer.source.text}: openssl cannot read its certificate"
+        raise Failure("malformed", words, "Look at what it holds")
     carried = None
     if offer.key:
         try:
             carried = public_half(offer.key.pem, trusted=False)
         except ValueError as error:
-            raise malformed_failure(offer.source, f"its private key: {error}")
+            words = f"{offer.source.text}: its private key: {error}"
+            raise Failure("malformed", words, "Look at what it holds")
     versions = load_versions(lineage.place)
     keys, unusable = acceptable_keys(run, lineage, in_service, versions)
     if not keys and carried is None:
@@ -4894,20 +4884,10 @@ def gather_facts(run, lineage, in_service, offer, leaf, others):
     return facts, chain, keys.get(public_key, offer.key)
 
 
-def tell_what_is_lost(run, lineage, in_service, leaf):
-    """Warn of what a new leaf no longer allows."""
-    name, current = lineage.name, in_service.leaf
-    if current and for_clients(current) and not for_clients(leaf):
-        run.report.warning(
-            name,
-            "the new certificate is for servers only (no clientAuth)",
-            "See to what uses it as a client: mail servers, mutual TLS",
-        )
-
-
 def examine(run, lineage, in_service, offer):
     """Return the Choice that an offer is; Failure where the judge refuses it."""
     leaf, *others = [parse_certificate(der) for der in (offer.leaf, *offer.chain)]
+    current = in_service.leaf
     asked_again = "domain" in run.changes or "ca-file" in run.changes
     here = is_here(run, lineage, in_service, leaf, as_written(leaf, offer.chain))
     # the usual run ends here: no openssl process
@@ -4923,7 +4903,12 @@ def examine(run, lineage, in_service, offer):
     is_news = not here or not in_service.is_whole
     if is_news:
         rehearse(leaf, chain, key)
-        tell_what_is_lost(run, lineage, in_service, leaf)
+        if current and for_clients(current) and not for_clients(leaf):
+            run.report.warning(
+                lineage.name,
+                "the new certificate is for servers only (no clientAuth)",
+                "See to what uses it as a client: mail servers, mutual TLS",
+            )
     return Choice(offer.source, leaf, chain, key, is_news)
 
 
@@ -5015,16 +5000,7 @@ def can_wait(run, lineage, in_service, failure):
     return health_of(after, in_service, run.now)[0] == "ok"
 
 
-# 5. install, 6. remember
-
-
-def put_in_service(run, lineage, in_service, choice):
-    """Install what is news; for `certferry NAME` loose files are settled; return the InService."""
-    if choice and choice.is_news:
-        return deploy(run, lineage, in_service, choice.leaf, choice.chain, choice.key)
-    if run.command == "NAME":
-        return settled(run, lineage, in_service)
-    return in_service
+# 6. remember
 
 
 def remember(run, lineage, in_service):
@@ -5050,16 +5026,6 @@ def remember(run, lineage, in_service):
 
 
 # 7. finish
-
-
-def hooks_to_run(run, lineage, in_service):
-    """Return the hooks that are owed, all that are configured where one of them is unknown."""
-    if not in_service.owed:
-        return ()
-    configured = deploy_hooks(run.config, lineage.options)
-    if not set(in_service.owed).issubset(configured):
-        return configured  # it was corrected: which is it now?
-    return tuple(hook for hook in configured if hook in in_service.owed)
 
 
 def run_deploy_hooks(run, lineage, in_service, hooks):
@@ -5149,7 +5115,10 @@ def finish(run, lineage, in_service):
 
     Return (InService, [line to show], None or Failure).
     """
-    hooks = hooks_to_run(run, lineage, in_service)
+    configured = deploy_hooks(run.config, lineage.options)
+    hooks = [hook for hook in configured if hook in (in_service.owed or ())]
+    if len(hooks) < len(in_service.owed or ()):  # one was corrected: which is it now?
+        hooks = configured
     if run.dry_run and in_service.owed is not None:
         lines = [f"hook         {plain(hook)}: would run" for hook in hooks]
         return in_service._replace(owed=None), lines, None
@@ -5161,7 +5130,6 @@ def finish(run, lineage, in_service):
         look_at_services(run, lineage, in_service, SERVED_SECONDS if waited else 0)
     except Failure as error:
         if error.reason == "not-served":
-            configured = deploy_hooks(run.config, lineage.options)
             in_service = owe(run, lineage, in_service, configured)
         return in_service, lines, error
     if in_service.owed is not None:
@@ -5236,19 +5204,12 @@ def record(run, before, outcome, state):
             run.report.problem(place.name, f"not recorded: {failure}", failure.hint)
 
 
-def has_kept_key(run, lineage, failure):
-    """Say whether a crossing that failed has staged the key of --key."""
-    if run.key is None or lineage.failure:
-        return False
-    return failure.reason != "no-key"
-
-
 def not_kept(run, lineage, failure):
     """Return a Failure that says, too, that the options of this command were not remembered."""
     if run.dry_run:
         return failure
     words, command = "The options were not kept", again(run, lineage)
-    if has_kept_key(run, lineage, failure):
+    if run.key and not lineage.failure:
         words = "The key was kept, the options were not"
     elif run.key_source:
         command = again(run, lineage, "--key", run.key_source)
@@ -5279,13 +5240,6 @@ def result_of(crossing):
     return "not-due"
 
 
-def is_changed(crossing):
-    """Say whether certificate, key, live names or options are not what they were."""
-    before = crossing.before._replace(owed=None)
-    after = crossing.in_service._replace(owed=None)
-    return (before, crossing.lineage.given) != (after, crossing.given)
-
-
 def conclude(run, crossing):
     """Return the Outcome of a crossing: recorded, with alert hooks run.
 
@@ -5294,6 +5248,8 @@ def conclude(run, crossing):
     choice, source = crossing.choice, None
     if choice:
         source = choice.source.text
+    before = crossing.before._replace(owed=None)  # pending is no change
+    after = crossing.in_service._replace(owed=None)
     result = result_of(crossing)
     problem = crossing.failure or crossing.waiting
     lineage = crossing.lineage._replace(given=crossing.given)
@@ -5309,7 +5265,7 @@ def conclude(run, crossing):
         result=result,
         problem=problem,
         said=crossing.said,
-        changed=is_changed(crossing),
+        changed=(before, crossing.lineage.given) != (after, crossing.given),
         source=source,
         health=health_of(lineage, crossing.in_service, run.now),
         lines=crossing.lines,
@@ -5383,7 +5339,10 @@ def cross(run, crossing):
         if not can_wait(run, lineage, in_service, error):
             raise
         waiting = error
-    in_service = put_in_service(run, lineage, in_service, choice)  # 5
+    if choice and choice.is_news:
+        in_service = deploy(run, lineage, in_service, choice.leaf, choice.chain, choice.key)  # 5
+    elif run.command == "NAME":
+        in_service = settled(run, lineage, in_service)
     given, in_service = remember(run, lineage, in_service)  # 6
     return crossing._replace(in_service=in_service, given=given, choice=choice, waiting=waiting)
 
@@ -5399,9 +5358,10 @@ def go_back(run, crossing):
         hint = f"Versions are kept in {place.archive}/{place.name}@N"
         raise Failure("", words, hint)
     owed = deploy_hooks(run.config, lineage.options)
-    if run.dry_run:
-        in_service = predicted(left, target.number, target.leaf, target.chain, owed)
-    else:
+    in_service = left._replace(
+        number=target.number, leaf=target.leaf, chain=target.chain, owed=owed
+    )
+    if not run.dry_run:
         in_service = roll_back(place, left, target, owed)
     said = f"version {target.number} of {iso_time(target.leaf.not_before)[:10]} in place of "
     said += f"version {left.number}"
@@ -5460,18 +5420,12 @@ def describe_files(run, crossing):
     return lines
 
 
-def may_finish(run, crossing):
-    """Say whether the hooks that are owed may run: not where options were given and not kept."""
-    if crossing.lineage.failure or not crossing.in_service.is_whole:
-        return False
-    return not (crossing.failure and run.changes)
-
-
 def ferry(run, crossing):
     """Take one lineage through the whole story; return its Outcome."""
     crossing = cross_or_fail(run, crossing)
     crossing = crossing._replace(lines=describe_files(run, crossing))
-    if may_finish(run, crossing):
+    is_forgotten = crossing.failure and run.changes
+    if crossing.in_service.is_whole and not (crossing.lineage.failure or is_forgotten):
         crossing = finish_or_fail(run, crossing)  # 7
     return conclude(run, crossing)  # 8
 
@@ -5553,15 +5507,6 @@ def hold_config(run):
         run.report.warning("", f"removed what was left half made: {' '.join(removed)}")
 
 
-def read_environment(run):
-    """Fill the environment of the run: our own, and what the environment file adds."""
-    run.environment.update(os.environ)
-    path = run.config + "/certferry/environment"
-    if os.path.lexists(path):
-        check_folder(os.path.dirname(path))
-        run.environment.update(parse_environment(read_text(path), path))
-
-
 def read_given_key(source):
     """Return the GivenKey of --key, a path or - for standard input; Failure (no-key)."""
     place = source
@@ -5602,7 +5547,11 @@ def prepare(run):
         # only now: who types a passphrase for ssh must not hold up the timer's run
         hold_config(run)
         lineages = load_all(run.config, run.names, run.changes)
-    read_environment(run)
+    run.environment.update(os.environ)
+    path = run.config + "/certferry/environment"
+    if os.path.lexists(path):
+        check_folder(os.path.dirname(path))
+        run.environment.update(parse_environment(read_text(path), path))
     return run, lineages
 
 
