@@ -439,8 +439,8 @@ class Environment(unittest.TestCase):
 # --------------------------------------------------------------------------------------------------
 
 
-class Slept(Exception):
-    """In place of a sleep, which takes long."""
+class Slept(BaseException):
+    """In place of a sleep, which takes long; no exception that a command line ends with."""
 
 
 class Jitter(unittest.TestCase):
