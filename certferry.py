@@ -3918,9 +3918,8 @@ def due_time(leaf):
 
     That is certbot's rule since its version 4.0.
     """
-    if leaf.lifetime <= 10 * DAY:
-        return leaf.not_after - leaf.lifetime / 2
-    return leaf.not_after - leaf.lifetime / 3
+    share = 2 if leaf.lifetime <= 10 * DAY else 3
+    return leaf.not_after - leaf.lifetime / share
 
 
 def threshold(share, leaf):
@@ -3973,9 +3972,8 @@ def _silence(lineage, leaf, now):
     if options.enabled == "no":
         return ""
     run, good = past(lineage.last_run, now), last_good(lineage, now)
-    start = 0
-    if options.when == "due":  # nobody is asked before
-        start = min(due_time(leaf), now)
+    # under --when due nobody is asked before
+    start = min(due_time(leaf), now) if options.when == "due" else 0
     if now - max(run or 0, start) >= SILENT_HOURS * 3600:
         words = f"no run {since(run, 16)}: is the timer on?"
         if lineage.place.config == CONFIG_DIR:
@@ -4307,7 +4305,7 @@ def _align(rows, headings):
     lines = [""] * (1 + len(rows))
     for heading in headings:
         cells = [heading, *(plain(row[heading]) for row in rows)]
-        width = max(len(cell) for cell in cells) + 2
+        width = max(map(len, cells)) + 2
         lines = [line + cell.ljust(width) for line, cell in zip(lines, cells)]
     return [line.rstrip() for line in lines]
 
@@ -4347,9 +4345,8 @@ def _headline(bad):
     """Return what is wrong with lineages of bad health, at most three of them."""
     texts = []
     for outcome in bad[:3]:
-        between = ": "
-        if outcome.health.cause in ("files", "expiry"):
-            between = " "  # the reason is a verb, and goes on from the name
+        # of files and the expiry the reason is a verb, and goes on from the name
+        between = " " if outcome.health.cause in ("files", "expiry") else ": "
         texts.append(f"{outcome.lineage.name}{between}{_explain(outcome)}")
     if len(bad) > 3:
         texts.append(f"and {len(bad) - 3} more")
@@ -4573,19 +4570,12 @@ def no_key_failure(run, lineage, unusable):
     return Failure("no-key", message, f"Try: {bring_key(run, lineage)}")
 
 
-def no_lineage_failure(place):
-    """Return the Failure of a command for a lineage that is not there."""
-    names = [other.name for other in discover(place.config)]
-    message = "there is no such lineage here"
-    if not names:
-        command = command_text(place.name, {"from": ["HOST"]}, config_flags(place.config))
-        return Failure(None, message, f"Try: {command}")
-    return Failure(None, f"{message} (there are {', '.join(names)})")
-
-
-def nothing_set_up(config):
-    """Return the Failure of a command for all lineages where there is none."""
-    command = command_text("NAME", {"from": ["HOST"]}, config_flags(config))
+def no_lineage_failure(config, name="NAME"):
+    """Return the Failure of a command for a lineage that is not there, or where there is none."""
+    names = [other.name for other in discover(config)]
+    if names:
+        return Failure(None, f"there is no such lineage here (there are {', '.join(names)})")
+    command = command_text(name, {"from": ["HOST"]}, config_flags(config))
     return Failure(None, "nothing is set up yet", f"Try: {command}")
 
 
@@ -5328,7 +5318,7 @@ def begin(run, lineage):
         if is_certbots(place):  # 1
             raise certbot_failure(run, lineage)
         if run.command != "NAME" and not is_lineage(place):
-            raise no_lineage_failure(place)
+            raise no_lineage_failure(run.config, place.name)
         first = sources_of(lineage)[0]
         if asks_early(run, lineage, in_service) and first.kind not in KEY_HOLDING:
             exchange = submit(run, lineage, first, in_service.leaf.public_key)
@@ -5636,7 +5626,7 @@ def ferry_all(run):
         yield from tell_failure(run, failure_of(error))
         return
     if not lineages:
-        run.report.line(f"certferry: {full_text(nothing_set_up(run.config))}")
+        run.report.line(f"certferry: {full_text(no_lineage_failure(run.config))}")
     for line in skipped_hooks(run.config):
         run.report.detail("", line)
     begun = []
@@ -5658,10 +5648,10 @@ def inspect_all(config, names, now):
     outcomes = []
     for lineage in load_all(config, names, {}):
         if not is_lineage(lineage.place):
-            lineage = lineage._replace(failure=no_lineage_failure(lineage.place))
+            lineage = lineage._replace(failure=no_lineage_failure(config, lineage.name))
         outcomes.append(inspect(now, lineage))
     if not outcomes:
-        raise nothing_set_up(config)
+        raise no_lineage_failure(config)
     return outcomes
 
 
@@ -5821,14 +5811,6 @@ def _split(arguments):
     return command, vars(options), words, unknown
 
 
-def _asks_status(arguments):
-    """Say whether a command line, right or wrong, asks for `status`, which has its own statuses."""
-    try:
-        return _split(arguments)[0] == "status"
-    except _Usage:  # an option without its value hides which words are values
-        return arguments[:1] == ["status"]
-
-
 def _check_metrics(path):
     """Raise _Usage where the file for metrics exists and is no regular file."""
     # the rename would replace a device or a link for the whole host
@@ -5880,9 +5862,8 @@ def _absolute(key, text):
     return text
 
 
-def _parse(arguments):
-    """Return what a command line asks for; _Usage where it is wrong."""
-    command, given, words, unknown = _split(arguments)
+def _parse(command, given, words, unknown):
+    """Return what a command line, as _split() gives it, asks for; _Usage where it is wrong."""
     if unknown:  # no more of it than an option's name: it may be a key
         raise _Usage(f"there is no option {re.match('--?[a-z-]{0,20}', unknown[0])[0]}")
     if not command or "help" in given:
@@ -6009,9 +5990,7 @@ def _show_status(asked, config, report):
         failure = failure_of(error)
     if "metrics" in asked.options and not report.dry_run:
         _write_metrics(asked.options["metrics"], outcomes, config, report)
-    columns = 1000
-    if os.isatty(1):
-        columns = os.get_terminal_size(1).columns
+    columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
     status, lines = status_lines(outcomes, failure, report.now, columns, report.verbose)
     if report.as_json:
         report.document(outcomes)
@@ -6067,9 +6046,8 @@ def _ferry(run, options):
     return int(report.failed)
 
 
-def _obey(arguments):
+def _obey(asked):
     """Do what the command line asks; return the exit status."""
-    asked = _parse(arguments)
     options = asked.options
     if "version" in options:
         Reporter().show([f"certferry {__version__}"])
@@ -6093,15 +6071,17 @@ def _obey(arguments):
 
 def main(arguments):
     """Return the exit status of a command line: whatever happens ends so, without a traceback."""
+    command = arguments[0] if arguments else ""  # where _split() fails and cannot tell
     try:
-        return _obey(arguments)
+        command, *rest = _split(arguments)
+        return _obey(_parse(command, *rest))
     except KeyboardInterrupt:
         failure = Failure(None, "interrupted", "The next run takes up what is unfinished")
         status = 130
     except Exception as error:
         failure = failure_of(error)
         status = 2 if isinstance(error, _Usage) else 1
-        if _asks_status(arguments):
+        if command == "status":
             status = 3  # UNKNOWN
     Reporter().problem("", failure)
     return status
