@@ -4006,9 +4006,8 @@ def health_of(lineage, in_service, now):
     silence = _silence(lineage, leaf, now)
     if silence:
         return Health("warning", silence, "silence")
-    if now >= due_time(leaf):
-        return Health("due", expires, "")
-    return Health("ok", expires, "")
+    word = "due" if now >= due_time(leaf) else "ok"
+    return Health(word, expires, "")
 
 
 def alert_wanted(state, word, now):
@@ -4279,7 +4278,7 @@ def _pending(outcome):
     owed = outcome.in_service.owed
     if owed is not None and outcome.lineage.state.result != "pending":
         texts.append("to run: " + ", ".join(owed or ["a look at its services"]))
-    return "; ".join(text for text in texts if text)
+    return "; ".join(filter(None, texts))
 
 
 def _row(outcome, now):
@@ -5774,9 +5773,8 @@ class _Usage(Failure):
 def _refuse(message):
     """Raise _Usage for what argparse finds wrong; its own words may end with a value."""
     option = re.search("--[a-z-]+", message)[0]
-    if "ignored explicit argument" in message:
-        raise _Usage(f"{option} takes no value")
-    raise _Usage(f"{option} needs a value")
+    what = "takes no value" if "ignored explicit argument" in message else "needs a value"
+    raise _Usage(f"{option} {what}")
 
 
 def _split(arguments):
@@ -5846,10 +5844,12 @@ def _read_name(word, command):
     try:
         return lineage_name(re.sub(r"\A\*\.", "", word))
     except ValueError:
-        shown, kinds = shell_quote(plain(word, 60)), "a full host name (a NAME has a dot)"
+        kind = "a full host name (a NAME has a dot)"
     if command == "NAME":
-        raise _Usage(f"{shown} is neither a command ({', '.join(COMMANDS)}) nor {kinds}")
-    raise _Usage(f"{shown} is not {kinds}")
+        kind = f"neither a command ({', '.join(COMMANDS)}) nor {kind}"
+    else:
+        kind = f"not {kind}"
+    raise _Usage(f"{shell_quote(plain(word, 60))} is {kind}")
 
 
 def _absolute(key, text):
@@ -5926,11 +5926,11 @@ def _tell_of_cron(run):
     is_there = run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry")
     if is_there or run.dry_run:
         return
-    program = os.path.realpath(sys.argv[0])
-    words = [program, "renew", "--jitter", "43200", "--quiet", *config_flags(run.config)]
-    if not os.access(program, os.X_OK):
-        words.insert(0, sys.executable)
-    line = " ".join(shell_quote(word) for word in words)
+    program = [os.path.realpath(sys.argv[0])]
+    if not os.access(program[0], os.X_OK):
+        program.insert(0, sys.executable)
+    flags = ("--jitter", "43200", "--quiet", *config_flags(run.config))
+    line = command_text("renew", {}, flags, program)
     line = line.replace("%", "\\%")  # cron ends a line at a bare %
     run.report.line(f"no timer was started. For cron: 17 1,13 * * * {line}")
 
@@ -5951,7 +5951,7 @@ def start_timer(run):
         return True
     status, output = _systemctl("enable", "--now")
     if status != 0:
-        words = f"certferry.timer could not be started ({plain(' '.join(output.split()))})"
+        words = f"certferry.timer could not be started ({' '.join(output.split())})"
         report.problem("", Failure(None, words, "systemctl enable --now certferry.timer"))
         return False
     text = "certferry.timer: started"
@@ -6053,8 +6053,7 @@ def _obey(asked):
         Reporter().show([f"certferry {__version__}"])
         return 0
     if "help" in options:
-        screen = _HELP[asked.command] + _COMMON_HELP
-        Reporter().show(screen.split("\n"))
+        Reporter().show((_HELP[asked.command] + _COMMON_HELP).split("\n"))
         return 0
     if not asked.command:
         Reporter().show(_SHORT_HELP.split("\n"), 2)
@@ -6071,17 +6070,17 @@ def _obey(asked):
 
 def main(arguments):
     """Return the exit status of a command line: whatever happens ends so, without a traceback."""
-    command = arguments[0] if arguments else ""  # where _split() fails and cannot tell
+    word = arguments[0] if arguments else ""  # the command, as far as _split() can tell it
     try:
-        command, *rest = _split(arguments)
-        return _obey(_parse(command, *rest))
+        word, *others = _split(arguments)
+        return _obey(_parse(word, *others))
     except KeyboardInterrupt:
         failure = Failure(None, "interrupted", "The next run takes up what is unfinished")
         status = 130
     except Exception as error:
         failure = failure_of(error)
         status = 2 if isinstance(error, _Usage) else 1
-        if command == "status":
+        if word == "status":
             status = 3  # UNKNOWN
     Reporter().problem("", failure)
     return status
