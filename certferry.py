@@ -4223,29 +4223,22 @@ _GAUGES = {
 }
 
 
-def _gauge_values(outcome, now):
-    """Return {gauge: value} of one lineage, None for what is not known."""
-    lineage = outcome.lineage
-    values = {
-        "last_check_timestamp_seconds": past(lineage.last_run, now),
-        "last_success_timestamp_seconds": last_good(lineage, now),
-        "health": HEALTHS.index(outcome.health.word),
-        "pending": int(outcome.in_service.owed is not None),
-        "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
-    }
-    leaf = outcome.in_service.leaf
-    if leaf:
-        values.update(
-            certificate_not_after_timestamp_seconds=leaf.not_after,
-            certificate_not_before_timestamp_seconds=leaf.not_before,
-        )
-    return values
-
-
 def format_metrics(outcomes, now, seconds):
     """Return Prometheus text format for lineages and a run's duration."""
-    found = {f'{{name="{each.lineage.name}"}}': _gauge_values(each, now) for each in outcomes}
-    found[""] = {"run_duration_seconds": f"{seconds:.3f}"}
+    found = {"": {"run_duration_seconds": f"{seconds:.3f}"}}  # {labels: {gauge: value or None}}
+    for outcome in outcomes:
+        lineage, leaf = outcome.lineage, outcome.in_service.leaf
+        values = {
+            "last_check_timestamp_seconds": past(lineage.last_run, now),
+            "last_success_timestamp_seconds": last_good(lineage, now),
+            "health": HEALTHS.index(outcome.health.word),
+            "pending": int(outcome.in_service.owed is not None),
+            "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
+        }
+        if leaf:
+            values["certificate_not_after_timestamp_seconds"] = leaf.not_after
+            values["certificate_not_before_timestamp_seconds"] = leaf.not_before
+        found[f'{{name="{lineage.name}"}}'] = values
     text = ""
     # the format wants the samples of a metric side by side
     for gauge, what in _GAUGES.items():
@@ -4352,18 +4345,6 @@ def _headline(bad):
     return "; ".join(texts)
 
 
-def _performance_data(outcomes, now):
-    """Return the days left of each lineage with its thresholds, as monitoring plugins write it."""
-    texts = []
-    for outcome in outcomes:
-        leaf, options = outcome.in_service.leaf, outcome.lineage.options
-        if leaf:
-            warn = threshold(options.warn, leaf) // DAY
-            critical = threshold(options.critical, leaf) // DAY
-            texts.append(f"'{outcome.lineage.name}'={days_left(leaf, now)}d;{warn};{critical}")
-    return " ".join(texts)
-
-
 def _harmless(text):
     """Return a text that forges no performance data: a hook may hold a pipe or quotes."""
     return re.sub("[|'\"]", "?", plain(text, 2 * MAX_TEXT))
@@ -4382,9 +4363,15 @@ def status_lines(outcomes, failure, now, columns, verbose):
         worst = bad[0].health.word
         status = BAD_HEALTHS[worst]
         head = f"CERTFERRY {worst.upper()} - {_harmless(_headline(bad))}"
-    data = _performance_data(outcomes, now)
+    data = []  # the days left, with the thresholds, as monitoring plugins write them
+    for outcome in outcomes:
+        leaf, options = outcome.in_service.leaf, outcome.lineage.options
+        if leaf:
+            warn = threshold(options.warn, leaf) // DAY
+            critical = threshold(options.critical, leaf) // DAY
+            data.append(f"'{outcome.lineage.name}'={days_left(leaf, now)}d;{warn};{critical}")
     if data:
-        head += f" | {data}"
+        head += f" | {' '.join(data)}"
     lines = _table(outcomes, now, columns)
     if verbose:
         for outcome in outcomes:
@@ -5912,13 +5899,13 @@ def _host_text():
 
 
 def _systemctl(*words):
-    """Return (exit status, output) of systemctl for the timer."""
+    """Return (whether it succeeded, output) of systemctl for the timer."""
     command = ["systemctl", *words, "certferry.timer"]
     try:
         status, output, errors = run_process(command, os.environ, 60, MAX_RECORD)
     except (OSError, ValueError) as error:
-        return 1, str(error)
-    return status, (output + errors).decode("utf-8", "replace")
+        return False, str(error)
+    return status == 0, (output + errors).decode("utf-8", "replace")
 
 
 def _tell_of_cron(run):
@@ -5940,17 +5927,17 @@ def start_timer(run):
     report = run.report
     # systemd runs here, and the timer, which is for the default config dir, was installed
     is_for_timer = run.config == CONFIG_DIR and os.path.isdir("/run/systemd/system")
-    if not is_for_timer or _systemctl("cat")[0] != 0:
+    if not is_for_timer or not _systemctl("cat")[0]:
         _tell_of_cron(run)
         return False
     # what runs already is no change, for Ansible's sake
-    if _systemctl("is-active")[0] == 0 and _systemctl("is-enabled")[0] == 0:
+    if _systemctl("is-active")[0] and _systemctl("is-enabled")[0]:
         return False
     if run.dry_run:
         report.line("certferry.timer: would be started")
         return True
-    status, output = _systemctl("enable", "--now")
-    if status != 0:
+    is_started, output = _systemctl("enable", "--now")
+    if not is_started:
         words = f"certferry.timer could not be started ({' '.join(output.split())})"
         report.problem("", Failure(None, words, "systemctl enable --now certferry.timer"))
         return False
@@ -6004,13 +5991,14 @@ def _show_status(asked, config, report):
     return status
 
 
-def _begin_run(asked, config, report):
-    """Return the Run that a command line asks for."""
+def _ferry(asked, config, report):
+    """Ferry what was asked and report it; return the exit status."""
+    options = asked.options
     flags = config_flags(config)
     if asked.command == "NAME":
-        flags += tuple(f"--{name}" for name in _FLAGS if name in asked.options)
+        flags += tuple(f"--{name}" for name in _FLAGS if name in options)
     network = Network()  # forked before any key is read, and before credentials are copied
-    return Run(
+    run = Run(
         config=config,
         environment=dict(os.environ),
         now=report.now,
@@ -6019,28 +6007,23 @@ def _begin_run(asked, config, report):
         changes=asked.changes,
         flags=flags,
         dry_run=report.dry_run,
-        force="force" in asked.options,
-        key_source=asked.options.get("key"),
+        force="force" in options,
+        key_source=options.get("key"),
         network=network,
         report=report,
     )
-
-
-def _ferry(run, options):
-    """Ferry what was asked and report it; return the exit status."""
-    report = run.report
-    wants_timer = run.command == "NAME" and "no-timer" not in options
     outcomes = []
     for outcome in ferry_all(run):
         report.outcome(outcome)
+        wants_timer = run.command == "NAME" and "no-timer" not in options
         if wants_timer and outcome.result in REMEMBERING:
             is_news = start_timer(run)
             outcome = outcome._replace(changed=is_news or outcome.changed)
         outcomes.append(outcome)
-    run.network.close()
+    network.close()
     path = options.get("metrics", run.environment.get("CERTFERRY_METRICS"))
     if path and run.command == "renew" and not run.dry_run:
-        _write_metrics(path, outcomes, run.config, report)
+        _write_metrics(path, outcomes, config, report)
     if report.as_json:
         report.document(outcomes)
     return int(report.failed)
@@ -6065,7 +6048,7 @@ def _obey(asked):
     report = Reporter(options, int(time.time()))
     if asked.command == "status":
         return _show_status(asked, config, report)
-    return _ferry(_begin_run(asked, config, report), options)
+    return _ferry(asked, config, report)
 
 
 def main(arguments):
