@@ -6053,7 +6053,8 @@ def _obey(asked):
 
 def main(arguments):
     """Return the exit status of a command line: whatever happens ends so, without a traceback."""
-    word = arguments[0] if arguments else ""  # the command, as far as _split() can tell it
+    # where an option lacks its value, nobody knows for sure which word is the command
+    word = "status" if "status" in arguments else ""
     try:
         word, *others = _split(arguments)
         return _obey(_parse(word, *others))
