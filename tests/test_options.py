@@ -569,6 +569,7 @@ class Usage(unittest.TestCase):
         (["--colour", "status"], "--colour"),
         (["status", "--force"], "--force"),
         (["status", "--metrics", ""], "--metrics"),
+        (["--json", "status", "--metrics"], "--metrics"),
         (["status", "--deploy-hook", "true"], "--deploy-hook"),
     )
 
