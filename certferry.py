@@ -3819,12 +3819,16 @@ def hook_files(config, kind):
 
 
 def skipped_hooks(config):
-    """Return the files in the hooks' folders that do not run, since they are not executable."""
-    skipped = []
-    for kind in ("deploy", "post", "alert"):
-        paths = _hook_folder(config, kind)
-        skipped += [path for path in paths if not os.access(path, os.X_OK)]
-    return skipped
+    """Return a line for each file in the hooks' folders that does not run."""
+    lines = []
+    try:
+        for kind in ("deploy", "post", "alert"):
+            for path in _hook_folder(config, kind):
+                if not os.access(path, os.X_OK):
+                    lines.append(f"{path} is not executable, and does not run")
+    except OSError as error:
+        lines.append(str(storage_failure(error)))
+    return lines
 
 
 def deploy_hooks(config, options):
@@ -3914,9 +3918,8 @@ def due_time(leaf):
 
     That is certbot's rule since its version 4.0.
     """
-    if leaf.lifetime <= 10 * DAY:
-        return leaf.not_after - leaf.lifetime / 2
-    return leaf.not_after - leaf.lifetime / 3
+    share = 2 if leaf.lifetime <= 10 * DAY else 3
+    return leaf.not_after - leaf.lifetime / share
 
 
 def threshold(share, leaf):
@@ -3941,12 +3944,10 @@ def is_good(result):
 
 def last_good(lineage, now):
     """Return when a source was last heard to good effect, or None."""
-    state = lineage.state
-    if state.good is not None:
-        return past(state.good, now)
-    if is_good(state.result) or state.reason == "rolled-back":
-        return past(lineage.last_run, now)
-    return None
+    state, seconds = lineage.state, lineage.state.good
+    if seconds is None and (is_good(state.result) or state.reason == "rolled-back"):
+        seconds = lineage.last_run
+    return past(seconds, now)
 
 
 def _time_left(seconds):
@@ -3956,13 +3957,6 @@ def _time_left(seconds):
     if seconds < 2 * DAY:
         return f"expires in {seconds // 3600} hours"
     return f"expires in {seconds // DAY} days"
-
-
-def _calls_for_a_person(state):
-    """Say whether the last run met what does not heal by itself, or twice what mostly does."""
-    if state.reason in _LASTING:
-        return True
-    return state.reason in _PASSING and state.runs >= 2
 
 
 def since(seconds, length):
@@ -3978,9 +3972,8 @@ def _silence(lineage, leaf, now):
     if options.enabled == "no":
         return ""
     run, good = past(lineage.last_run, now), last_good(lineage, now)
-    start = 0
-    if options.when == "due":  # nobody is asked before
-        start = min(due_time(leaf), now)
+    # under --when due nobody is asked before
+    start = min(due_time(leaf), now) if options.when == "due" else 0
     if now - max(run or 0, start) >= SILENT_HOURS * 3600:
         words = f"no run {since(run, 16)}: is the timer on?"
         if lineage.place.config == CONFIG_DIR:
@@ -4008,25 +4001,22 @@ def health_of(lineage, in_service, now):
             return Health(word, expires, "expiry")
     if in_service.owed is not None:
         return Health("warning", "something is pending", "pending")
-    if _calls_for_a_person(state):
+    if state.reason in _LASTING or (state.reason in _PASSING and state.runs >= 2):
         return Health("warning", state.detail, "last run")
     silence = _silence(lineage, leaf, now)
     if silence:
         return Health("warning", silence, "silence")
-    if now >= due_time(leaf):
-        return Health("due", expires, "")
-    return Health("ok", expires, "")
+    word = "due" if now >= due_time(leaf) else "ok"
+    return Health(word, expires, "")
 
 
 def alert_wanted(state, word, now):
     """Say whether alert hooks have to run: at a turn to, within or from bad health, and daily."""
     if word not in BAD_HEALTHS:
         return state.told in BAD_HEALTHS
-    if state.told != word:
-        return True
-    # a timer's accuracy must not make it a day and a half
     told_at = past(state.told_at, now) or 0
-    return now - told_at >= DAY - 600
+    # a timer's accuracy must not make it a day and a half
+    return state.told != word or now - told_at >= DAY - 600
 
 
 # --------------------------------------------------------------------------------------------------
@@ -4054,6 +4044,11 @@ def with_hint(message, hint):
     return f"{message} {hint}"
 
 
+def full_text(failure):
+    """Return what a Failure says and what to do about it, as plain text."""
+    return with_hint(plain(failure, 2 * MAX_TEXT), plain(failure.hint, MAX_RECORD))
+
+
 def counted(number, noun):
     """Return a number with its noun, such as 1 day or 2 days."""
     if number == 1:
@@ -4066,15 +4061,6 @@ def _minute(seconds):
     if seconds is None:
         return "never"
     return iso_time(seconds)[:16].replace("T", " ")
-
-
-def _is_journal():
-    """Say whether standard error goes to systemd's journal, which reads priorities."""
-    try:
-        info = os.fstat(2)
-    except OSError:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
 
 
 def _write(descriptor, data):
@@ -4090,7 +4076,7 @@ def _write(descriptor, data):
 def _describe(outcome, now):
     """Return what there is to say of a result after which options are remembered."""
     if outcome.said:
-        return plain(outcome.said)
+        return outcome.said
     leaf = outcome.in_service.leaf
     days = counted(days_left(leaf, now), "day")
     text = plain(" ".join(leaf.domains), 200)
@@ -4105,7 +4091,7 @@ def _describe(outcome, now):
 def _detail(outcome):
     """Return what went wrong and what to do about it, or what else there is to say, or ""."""
     if outcome.problem:
-        return with_hint(str(outcome.problem), outcome.problem.hint)
+        return full_text(outcome.problem)
     return outcome.said
 
 
@@ -4127,14 +4113,12 @@ def _as_object(outcome):
         name=outcome.lineage.name,
         result=outcome.result,
         reason=outcome.reason,
+        detail=_detail(outcome) or None,
         changed=outcome.changed,
         source=outcome.source,
         staged_keys=_staged_keys(outcome.in_service),
         health=outcome.health.word,
     )
-    detail = plain(_detail(outcome), MAX_RECORD)
-    if detail:
-        fields["detail"] = detail
     leaf = outcome.in_service.leaf
     if leaf:
         fields.update(
@@ -4163,14 +4147,15 @@ class Reporter:
         self.dry_run = "dry-run" in options
         self.now = now
         self.failed = False
-        self._to_journal = _is_journal()
+        self.started = time.monotonic()
 
-    def _complain(self, priority, name, message, hint):
-        """Write a line on standard error; priorities are syslog's, as in sd-daemon(3)."""
-        words = with_hint(plain(message, 2 * MAX_TEXT), plain(hint, MAX_RECORD))
-        parts = [part for part in ("certferry", name, words) if part]
-        start = f"<{priority}>" if self._to_journal else ""
-        _write(2, f"{start}{': '.join(parts)}\n".encode())
+    def _complain(self, priority, name, failure):
+        """Write a line on standard error; systemd's journal reads priorities (sd-daemon(3))."""
+        line = ": ".join(filter(None, ("certferry", name, full_text(failure))))
+        info = os.fstat(2)
+        if os.environ.get("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}":
+            line = f"<{priority}>{line}"
+        _write(2, f"{line}\n".encode())
 
     def line(self, *texts):
         """Write lines of results."""
@@ -4182,19 +4167,19 @@ class Reporter:
         lines = [plain(text, MAX_RECORD) + "\n" for text in texts]
         _write(descriptor, "".join(lines).encode())
 
-    def problem(self, name, message, hint=""):
-        """Write what is wrong, a Failure or words, and what to do: the run has failed."""
+    def problem(self, name, failure):
+        """Write what is wrong, with a lineage or with the run (""): the run has failed."""
         self.failed = True
-        self._complain(3, name, message, hint)
+        self._complain(3, name, failure)
 
     def warning(self, name, message, hint=""):
         """Write what an administrator should know."""
-        self._complain(4, name, message, hint)
+        self._complain(4, name, Failure(None, message, hint))
 
     def detail(self, name, message):
         """Write what only `--verbose` tells."""
         if self.verbose:
-            self._complain(7, name, message, "")
+            self._complain(7, name, Failure(None, message))
 
     def pass_on(self, data):
         """Pass a hook's output on; what a quiet run needs of it stands in its problem's line."""
@@ -4212,9 +4197,9 @@ class Reporter:
         if problem is None:
             return
         if outcome.result != "deferred":
-            self.problem(name, problem, problem.hint)
+            self.problem(name, problem)
         elif not self.quiet:  # a medium that is unplugged mails nobody twice a day
-            self.warning(name, problem, problem.hint)
+            self._complain(4, name, problem)
 
     def document(self, outcomes):
         """Write the one JSON document; the outcomes are sorted by name."""
@@ -4238,27 +4223,22 @@ _GAUGES = {
 }
 
 
-def _gauge_values(outcome, now):
-    """Return {gauge: value} of one lineage, None for what is not known."""
-    lineage = outcome.lineage
-    values = {
-        "last_check_timestamp_seconds": past(lineage.last_run, now),
-        "last_success_timestamp_seconds": last_good(lineage, now),
-        "health": HEALTHS.index(outcome.health.word),
-        "pending": int(outcome.in_service.owed is not None),
-        "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
-    }
-    leaf = outcome.in_service.leaf
-    if leaf:
-        values["certificate_not_after_timestamp_seconds"] = leaf.not_after
-        values["certificate_not_before_timestamp_seconds"] = leaf.not_before
-    return values
-
-
 def format_metrics(outcomes, now, seconds):
     """Return Prometheus text format for lineages and a run's duration."""
-    found = {f'{{name="{each.lineage.name}"}}': _gauge_values(each, now) for each in outcomes}
-    found[""] = {"run_duration_seconds": f"{seconds:.3f}"}
+    found = {"": {"run_duration_seconds": f"{seconds:.3f}"}}  # {labels: {gauge: value or None}}
+    for outcome in outcomes:
+        lineage, leaf = outcome.lineage, outcome.in_service.leaf
+        values = {
+            "last_check_timestamp_seconds": past(lineage.last_run, now),
+            "last_success_timestamp_seconds": last_good(lineage, now),
+            "health": HEALTHS.index(outcome.health.word),
+            "pending": int(outcome.in_service.owed is not None),
+            "upstream_not_after_timestamp_seconds": lineage.state.upstream_not_after,
+        }
+        if leaf:
+            values["certificate_not_after_timestamp_seconds"] = leaf.not_after
+            values["certificate_not_before_timestamp_seconds"] = leaf.not_before
+        found[f'{{name="{lineage.name}"}}'] = values
     text = ""
     # the format wants the samples of a metric side by side
     for gauge, what in _GAUGES.items():
@@ -4269,31 +4249,20 @@ def format_metrics(outcomes, now, seconds):
     return text.encode()
 
 
-def _trouble(outcome):
-    """Return what went wrong in the last runs, and since when; "" where nothing did."""
-    state = outcome.lineage.state
-    if state.runs:
-        words = f"{state.result} for {counted(state.runs, 'run')} {since(state.since, 10)} "
-        words += f"({state.reason or state.detail})"
-        if state.culprit:
-            return f"{state.culprit} {words}"
-        return words
-    if state.source and outcome.health.cause == "expiry":
-        return f"{state.source} still offers the same certificate"
-    return ""
-
-
 def _explain(outcome):
-    """Return why a lineage's health is bad, and what went wrong, each thing once."""
-    why, cause = outcome.health.why, outcome.health.cause
-    trouble = _trouble(outcome)
-    if not cause:
+    """Return why a lineage's health is bad, and what went wrong, each thing once; or ""."""
+    state, health = outcome.lineage.state, outcome.health
+    trouble = ""
+    if state.runs:
+        trouble = f"{state.culprit} {state.result} for {counted(state.runs, 'run')} "
+        trouble += f"{since(state.since, 10)} ({state.reason or state.detail})"
+    elif state.source and health.cause == "expiry":
+        trouble = f"{state.source} still offers the same certificate"
+    trouble = trouble.strip()  # there may be no culprit
+    # the trouble of the last run, or what it left pending, says it in more words
+    if not health.cause or (trouble and health.cause in ("pending", "last run")):
         return trouble
-    if not trouble:
-        return why
-    if cause in ("pending", "last run"):
-        return trouble  # which says it in more words
-    return f"{why}: {trouble}"
+    return ": ".join(filter(None, (health.why, trouble)))
 
 
 def _pending(outcome):
@@ -4302,7 +4271,7 @@ def _pending(outcome):
     owed = outcome.in_service.owed
     if owed is not None and outcome.lineage.state.result != "pending":
         texts.append("to run: " + ", ".join(owed or ["a look at its services"]))
-    return "; ".join(text for text in texts if text)
+    return "; ".join(filter(None, texts))
 
 
 def _row(outcome, now):
@@ -4328,7 +4297,7 @@ def _align(rows, headings):
     lines = [""] * (1 + len(rows))
     for heading in headings:
         cells = [heading, *(plain(row[heading]) for row in rows)]
-        width = max(len(cell) for cell in cells) + 2
+        width = max(map(len, cells)) + 2
         lines = [line + cell.ljust(width) for line, cell in zip(lines, cells)]
     return [line.rstrip() for line in lines]
 
@@ -4359,8 +4328,8 @@ def _more(outcome):
     for key, texts in lineage.given.items():
         lines.append(f"  {key:12} {', '.join(texts)}")
     if outcome.result:
-        last_run = f"{_minute(lineage.last_run)} {outcome.result} {_detail(outcome)}"
-        lines.append(f"  last run     {last_run.rstrip()}")
+        last_run = f"  last run     {_minute(lineage.last_run)} {outcome.result} {_detail(outcome)}"
+        lines.append(last_run.rstrip())
     return lines
 
 
@@ -4368,25 +4337,12 @@ def _headline(bad):
     """Return what is wrong with lineages of bad health, at most three of them."""
     texts = []
     for outcome in bad[:3]:
-        between = ": "
-        if outcome.health.cause in ("files", "expiry"):
-            between = " "  # the reason is a verb, and goes on from the name
+        # of files and the expiry the reason is a verb, and goes on from the name
+        between = " " if outcome.health.cause in ("files", "expiry") else ": "
         texts.append(f"{outcome.lineage.name}{between}{_explain(outcome)}")
     if len(bad) > 3:
         texts.append(f"and {len(bad) - 3} more")
     return "; ".join(texts)
-
-
-def _performance_data(outcomes, now):
-    """Return the days left of each lineage with its thresholds, as monitoring plugins write it."""
-    texts = []
-    for outcome in outcomes:
-        leaf, options = outcome.in_service.leaf, outcome.lineage.options
-        if leaf:
-            warn = threshold(options.warn, leaf) // DAY
-            critical = threshold(options.critical, leaf) // DAY
-            texts.append(f"'{outcome.lineage.name}'={days_left(leaf, now)}d;{warn};{critical}")
-    return " ".join(texts)
 
 
 def _harmless(text):
@@ -4394,22 +4350,28 @@ def _harmless(text):
     return re.sub("[|'\"]", "?", plain(text, 2 * MAX_TEXT))
 
 
-def status_lines(outcomes, now, columns, wrong, verbose):
+def status_lines(outcomes, failure, now, columns, verbose):
     """Return (exit status, lines) of `status`: a line for monitoring, then for a person.
 
-    `wrong` says why there is no outcome.
+    `failure` says why there is no outcome.
     """
     if not outcomes:
-        return 3, [f"CERTFERRY UNKNOWN - {_harmless(wrong)}"]
+        return 3, [f"CERTFERRY UNKNOWN - {_harmless(full_text(failure))}"]
     bad = [each for word in BAD_HEALTHS for each in outcomes if each.health.word == word]
-    status, word, text = 0, "OK", f"lineages: {len(outcomes)}"
+    status, head = 0, f"CERTFERRY OK - lineages: {len(outcomes)}"
     if bad:
         worst = bad[0].health.word
-        status, word, text = BAD_HEALTHS[worst], worst.upper(), _headline(bad)
-    head = f"CERTFERRY {word} - {_harmless(text)}"
-    data = _performance_data(outcomes, now)
+        status = BAD_HEALTHS[worst]
+        head = f"CERTFERRY {worst.upper()} - {_harmless(_headline(bad))}"
+    data = []  # the days left, with the thresholds, as monitoring plugins write them
+    for outcome in outcomes:
+        leaf, options = outcome.in_service.leaf, outcome.lineage.options
+        if leaf:
+            warn = threshold(options.warn, leaf) // DAY
+            critical = threshold(options.critical, leaf) // DAY
+            data.append(f"'{outcome.lineage.name}'={days_left(leaf, now)}d;{warn};{critical}")
     if data:
-        head += f" | {data}"
+        head += f" | {' '.join(data)}"
     lines = _table(outcomes, now, columns)
     if verbose:
         for outcome in outcomes:
@@ -4594,14 +4556,13 @@ def no_key_failure(run, lineage, unusable):
     return Failure("no-key", message, f"Try: {bring_key(run, lineage)}")
 
 
-def no_lineage_failure(place):
-    """Return the Failure of a command for a lineage that is not there."""
-    names = [other.name for other in discover(place.config)]
-    message = "there is no such lineage here"
-    if not names:
-        command = command_text(place.name, {"from": ["HOST"]}, config_flags(place.config))
-        return Failure(None, message, f"Try: {command}")
-    return Failure(None, f"{message} (there are {', '.join(names)})")
+def no_lineage_failure(config, name="NAME"):
+    """Return the Failure of a command for a lineage that is not there, or where there is none."""
+    names = [other.name for other in discover(config)]
+    if names:
+        return Failure(None, f"there is no such lineage here (there are {', '.join(names)})")
+    command = command_text(name, {"from": ["HOST"]}, config_flags(config))
+    return Failure(None, "nothing is set up yet", f"Try: {command}")
 
 
 def certbot_failure(run, lineage):
@@ -4856,7 +4817,7 @@ def gather_facts(run, lineage, in_service, offer, leaf, others):
     if not keys and carried is None:
         raise no_key_failure(run, lineage, unusable)
     for failure in unusable:
-        run.report.warning(lineage.name, str(failure), failure.hint)
+        run.report.warning(lineage.name, full_text(failure))
     trust_flaw, chain = find_trust(lineage.options, leaf, others, run.now)
     given_key = None
     if run.key:
@@ -5142,22 +5103,23 @@ def finish(run, lineage, in_service):
 
 def run_folder(run, kind, variables, name):
     """Run the alert or post hooks, which are not tried again; say whether any ran."""
-    tell = run.report.warning
-    if kind == "post":
-        tell = run.report.problem
     try:
         hooks = hook_files(run.config, kind)
     except OSError as error:
-        failure = storage_failure(error)
-        run.report.problem(name, failure, failure.hint)
+        run.report.problem(name, storage_failure(error))
         return False
     has_run = False
     for hook in hooks:
         wrong, seconds = run_hook(hook, run.config, run.environment, variables, run.report.pass_on)
         if seconds > 0:
             has_run = True
-        if wrong:
-            tell(name, f"the hook {hook} failed ({wrong})", "Run it by hand: it is not tried again")
+        if not wrong:
+            continue
+        words, hint = f"the hook {hook} failed ({wrong})", "Run it by hand: it is not tried again"
+        if kind == "post":
+            run.report.problem(name, Failure(None, words, hint))
+        else:
+            run.report.warning(name, words, hint)
     return has_run
 
 
@@ -5201,7 +5163,8 @@ def record(run, before, outcome, state):
     except (Failure, OSError) as error:
         if outcome.reason != "storage":  # which says the same
             failure = failure_of(error)
-            run.report.problem(place.name, f"not recorded: {failure}", failure.hint)
+            failure = Failure(None, f"not recorded: {failure}", failure.hint)
+            run.report.problem(place.name, failure)
 
 
 def not_kept(run, lineage, failure):
@@ -5297,7 +5260,7 @@ def begin(run, lineage):
         if is_certbots(place):  # 1
             raise certbot_failure(run, lineage)
         if run.command != "NAME" and not is_lineage(place):
-            raise no_lineage_failure(place)
+            raise no_lineage_failure(run.config, place.name)
         first = sources_of(lineage)[0]
         if asks_early(run, lineage, in_service) and first.kind not in KEY_HOLDING:
             exchange = submit(run, lineage, first, in_service.leaf.public_key)
@@ -5547,7 +5510,6 @@ def prepare(run):
         # only now: who types a passphrase for ssh must not hold up the timer's run
         hold_config(run)
         lineages = load_all(run.config, run.names, run.changes)
-    run.environment.update(os.environ)
     path = run.config + "/certferry/environment"
     if os.path.lexists(path):
         check_folder(os.path.dirname(path))
@@ -5573,15 +5535,6 @@ def run_post_hooks(run, ended):
     run_folder(run, "post", variables, "")
 
 
-def tell_skipped_hooks(run):
-    """Tell, under --verbose, of files in the hooks' folders that do not run."""
-    try:
-        for path in skipped_hooks(run.config):
-            run.report.detail("", f"{path} is not executable, and does not run")
-    except OSError as error:
-        run.report.warning("", str(storage_failure(error)))
-
-
 def tell_failure(run, failure):
     """Yield an Outcome with the failure of the whole run for each lineage that it was about."""
     try:
@@ -5594,7 +5547,7 @@ def tell_failure(run, failure):
             problem = not_kept(run, lineage, failure)
         yield inspect(run.now, lineage)._replace(result=problem.result, problem=problem)
     if not lineages:
-        run.report.problem("", failure, failure.hint)
+        run.report.problem("", failure)
 
 
 def ferry_all(run):
@@ -5608,9 +5561,9 @@ def ferry_all(run):
         yield from tell_failure(run, failure_of(error))
         return
     if not lineages:
-        command = command_text("NAME", {"from": ["HOST"]}, run.flags)
-        run.report.line(f"certferry: nothing is set up yet. Try: {command}")
-    tell_skipped_hooks(run)
+        run.report.line(f"certferry: {full_text(no_lineage_failure(run.config))}")
+    for line in skipped_hooks(run.config):
+        run.report.detail("", line)
     begun = []
     for lineage in lineages:
         if run.command == "renew" and lineage.options.enabled == "no":
@@ -5630,8 +5583,10 @@ def inspect_all(config, names, now):
     outcomes = []
     for lineage in load_all(config, names, {}):
         if not is_lineage(lineage.place):
-            lineage = lineage._replace(failure=no_lineage_failure(lineage.place))
+            lineage = lineage._replace(failure=no_lineage_failure(config, lineage.name))
         outcomes.append(inspect(now, lineage))
+    if not outcomes:
+        raise no_lineage_failure(config)
     return outcomes
 
 
@@ -5714,21 +5669,19 @@ _COMMON_HELP = f"""\
   -q, --quiet; -v, --verbose  only problems; more detail
   -h, --help; --version"""
 
-# The commands that each option goes with: those that take a value, then the flags.
+# the options without a value, and the commands that each option goes with
+_FLAGS = "dry-run no-timer json quiet verbose help version force".split()
 _EVERY = ("NAME", *COMMANDS)
-_VALUED = dict.fromkeys(REMEMBERED, ("NAME",))
-_VALUED.update(
-    {
-        "enabled": (),  # of NAME.conf alone
-        "key": ("NAME",),
-        "jitter": ("renew",),
-        "metrics": ("renew", "status"),
-        "config-dir": _EVERY,
-    }
-)
-_FLAGS = dict.fromkeys("dry-run no-timer json quiet verbose help version".split(), _EVERY)
-_FLAGS["force"] = ("NAME", "renew")
-_GOES_WITH = dict(_VALUED, **_FLAGS)
+_GOES_WITH = {
+    **dict.fromkeys(REMEMBERED, ("NAME",)),
+    **dict.fromkeys(_FLAGS, _EVERY),
+    "enabled": (),  # of NAME.conf alone
+    "force": ("NAME", "renew"),
+    "key": ("NAME",),
+    "jitter": ("renew",),
+    "metrics": ("renew", "status"),
+    "config-dir": _EVERY,
+}
 _LETTERS = {"domain": ["-d"], "quiet": ["-q"], "verbose": ["-v"], "help": ["-h"]}
 
 # a line break, a key's label, or the base64 of a key's DER
@@ -5756,9 +5709,8 @@ class _Usage(Failure):
 def _refuse(message):
     """Raise _Usage for what argparse finds wrong; its own words may end with a value."""
     option = re.search("--[a-z-]+", message)[0]
-    if "ignored explicit argument" in message:
-        raise _Usage(f"{option} takes no value")
-    raise _Usage(f"{option} needs a value")
+    what = "takes no value" if "ignored explicit argument" in message else "needs a value"
+    raise _Usage(f"{option} {what}")
 
 
 def _split(arguments):
@@ -5776,12 +5728,11 @@ def _split(arguments):
         formatter_class=functools.partial(argparse.HelpFormatter, width=80),
     )
     parser.error = _refuse
-    for name in _VALUED:
-        parser.add_argument(*_LETTERS.get(name, []), f"--{name}", dest=name, action="append")
-    for name in _FLAGS:
-        parser.add_argument(
-            *_LETTERS.get(name, []), f"--{name}", dest=name, action="append_const", const=""
-        )
+    for name in _GOES_WITH:
+        how = {"action": "append"}
+        if name in _FLAGS:
+            how = {"action": "append_const", "const": ""}
+        parser.add_argument(*_LETTERS.get(name, []), f"--{name}", dest=name, **how)
     # without positionals the words are what is left, before and after options alike
     options, left = parser.parse_known_args(arguments)
     words = [word for word in left if not word.startswith("-")]
@@ -5794,42 +5745,29 @@ def _split(arguments):
     return command, vars(options), words, unknown
 
 
-def _asks_status(arguments):
-    """Say whether a command line, right or wrong, asks for `status`, which has its own statuses."""
-    try:
-        return _split(arguments)[0] == "status"
-    except _Usage:  # an option without its value hides which words are values
-        return arguments[:1] == ["status"]
-
-
-def _check_values(name, values):
-    """Raise _Usage where values of an option cannot be used, whatever it is for."""
-    for value in values:
-        # up to Python 3.12 argparse makes a list of `--key=--`
-        if value == [] or re.search(_SECRET, value):
-            raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
-
-
 def _check_metrics(path):
     """Raise _Usage where the file for metrics exists and is no regular file."""
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError:
-        return
     # the rename would replace a device or a link for the whole host
-    if not stat.S_ISREG(mode):
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise _Usage(f"{plain(path)} is no regular file for metrics")
 
 
-def _check_options(options):
-    """Raise _Usage where an option of this run has a value that cannot be used."""
-    for name in _VALUED:
-        if options.get(name) == "":
-            raise _Usage(f"--{name} needs a value")
-    if not re.match(r"[0-9]{1,6}\Z", options.get("jitter", "0")):
+def _check_options(command, given):
+    """Raise _Usage where an option does not go with a command, or its value cannot be used."""
+    for name, values in given.items():
+        if command not in _GOES_WITH[name]:
+            raise _Usage(f"--{name} does not go with {command}")
+        for value in values:
+            # up to Python 3.12 argparse makes a list of `--key=--`
+            if value == [] or re.search(_SECRET, value):
+                raise _Usage(f"--{name} takes one line, and a private key only as a file or as -")
+            if value == "" and name not in REMEMBERED and name not in _FLAGS:
+                raise _Usage(f"--{name} needs a value")
+    if "jitter" in given and not re.match(r"[0-9]{1,6}\Z", given["jitter"][-1]):
         raise _Usage("--jitter takes whole seconds")
-    _check_metrics(options.get("metrics", ""))
-    if "json" in options:
+    if "metrics" in given:
+        _check_metrics(given["metrics"][-1])
+    if "json" in given:
         import json  # noqa: F401  where there is none, it is told before any work is done
 
 
@@ -5842,59 +5780,46 @@ def _read_name(word, command):
     try:
         return lineage_name(re.sub(r"\A\*\.", "", word))
     except ValueError:
-        pass
-    shown = shell_quote(plain(word, 60))
-    kinds = "a full host name (a NAME has a dot)"
+        kind = "a full host name (a NAME has a dot)"
     if command == "NAME":
-        raise _Usage(f"{shown} is neither a command ({', '.join(COMMANDS)}) nor {kinds}")
-    raise _Usage(f"{shown} is not {kinds}")
+        kind = f"neither a command ({', '.join(COMMANDS)}) nor {kind}"
+    else:
+        kind = f"not {kind}"
+    raise _Usage(f"{shell_quote(plain(word, 60))} is {kind}")
 
 
 def _absolute(key, text):
     """Return an option's value, a path in it absolute: the timer starts in another folder."""
     text = text.strip()  # as NAME.conf gives it back
-    if not text:
-        return ""
-    if key == "ca-file":
+    if key == "ca-file" and text:
         return os.path.abspath(text)
     if key == "from" and re.match("file:.", text):
         return "file:" + os.path.abspath(text[5:])
     return text
 
 
-def _read_changes(given):
-    """Return {option: [text, ...]} of the options to remember; _Usage where one is wrong."""
-    changes = {}
-    for key, texts in given.items():
-        if key in REMEMBERED:
-            changes[key] = [_absolute(key, text) for text in texts]
+def _parse(command, given, words, unknown):
+    """Return what a command line, as _split() gives it, asks for; _Usage where it is wrong."""
+    if unknown:  # no more of it than an option's name: it may be a key
+        raise _Usage(f"there is no option {re.match('--?[a-z-]{0,20}', unknown[0])[0]}")
+    if not command or "help" in given:
+        return _Asked(command, [], given, {})
+    names = [_read_name(word, command) for word in words]
+    _check_options(command, given)
+    if command in ("NAME", "rollback") and len(names) != 1:
+        raise _Usage("one NAME at a time is needed")
+    if "force" in given and not names:
+        raise _Usage("renew --force needs a NAME")
+    options, changes = {}, {}
+    for name, values in given.items():
+        if name in REMEMBERED:
+            changes[name] = [_absolute(name, text) for text in values]
+        else:
+            options[name] = values[-1]  # the last one counts
     try:
         parse_options(merge_options({}, changes))
     except ValueError as error:
         raise _Usage("--{} {}".format(*error.args))
-    return changes
-
-
-def _parse(arguments):
-    """Return what a command line asks for; _Usage where it is wrong."""
-    command, given, words, unknown = _split(arguments)
-    if unknown:  # no more of it than an option's name: it may be a key
-        raise _Usage(f"there is no option {re.match('--?[a-z-]{0,20}', unknown[0])[0]}")
-    # what is given again replaces what was given before
-    options = {name: values[-1] for name, values in given.items() if name not in REMEMBERED}
-    if not command or "help" in options:
-        return _Asked(command, [], options, {})
-    names = [_read_name(word, command) for word in words]
-    for name, values in given.items():
-        if command not in _GOES_WITH[name]:
-            raise _Usage(f"--{name} does not go with {command}")
-        _check_values(name, values)
-    _check_options(options)
-    if command in ("NAME", "rollback") and len(names) != 1:
-        raise _Usage("one NAME at a time is needed")
-    if "force" in options and not names:
-        raise _Usage("renew --force needs a NAME")
-    changes = _read_changes(given)
     if command == "NAME" and words[0].startswith("*."):
         changes.setdefault("domain", []).append(f"*.{names[0]}")
     return _Asked(command, names, options, changes)
@@ -5923,13 +5848,13 @@ def _host_text():
 
 
 def _systemctl(*words):
-    """Return (exit status, output) of systemctl for the timer."""
+    """Return (whether it succeeded, output) of systemctl for the timer."""
     command = ["systemctl", *words, "certferry.timer"]
     try:
         status, output, errors = run_process(command, os.environ, 60, MAX_RECORD)
     except (OSError, ValueError) as error:
-        return 1, str(error)
-    return status, (output + errors).decode("utf-8", "replace")
+        return False, str(error)
+    return status == 0, (output + errors).decode("utf-8", "replace")
 
 
 def _tell_of_cron(run):
@@ -5937,11 +5862,11 @@ def _tell_of_cron(run):
     is_there = run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry")
     if is_there or run.dry_run:
         return
-    program = os.path.realpath(sys.argv[0])
-    words = [program, "renew", "--jitter", "43200", "--quiet", *config_flags(run.config)]
-    if not os.access(program, os.X_OK):
-        words.insert(0, sys.executable)
-    line = " ".join(shell_quote(word) for word in words)
+    program = [os.path.realpath(sys.argv[0])]
+    if not os.access(program[0], os.X_OK):
+        program.insert(0, sys.executable)
+    flags = ("--jitter", "43200", "--quiet", *config_flags(run.config))
+    line = command_text("renew", {}, flags, program)
     line = line.replace("%", "\\%")  # cron ends a line at a bare %
     run.report.line(f"no timer was started. For cron: 17 1,13 * * * {line}")
 
@@ -5951,20 +5876,19 @@ def start_timer(run):
     report = run.report
     # systemd runs here, and the timer, which is for the default config dir, was installed
     is_for_timer = run.config == CONFIG_DIR and os.path.isdir("/run/systemd/system")
-    if not is_for_timer or _systemctl("cat")[0] != 0:
+    if not is_for_timer or not _systemctl("cat")[0]:
         _tell_of_cron(run)
         return False
     # what runs already is no change, for Ansible's sake
-    if _systemctl("is-active")[0] == 0 and _systemctl("is-enabled")[0] == 0:
+    if _systemctl("is-active")[0] and _systemctl("is-enabled")[0]:
         return False
     if run.dry_run:
         report.line("certferry.timer: would be started")
         return True
-    status, output = _systemctl("enable", "--now")
-    if status != 0:
-        words = plain(" ".join(output.split()))
-        command = "systemctl enable --now certferry.timer"
-        report.problem("", f"certferry.timer could not be started ({words})", command)
+    is_started, output = _systemctl("enable", "--now")
+    if not is_started:
+        words = f"certferry.timer could not be started ({' '.join(output.split())})"
+        report.problem("", Failure(None, words, "systemctl enable --now certferry.timer"))
         return False
     text = "certferry.timer: started"
     clock = re.search(r"\d\d:\d\d", _systemctl("show", "-p", "NextElapseUSecRealtime")[1])
@@ -5974,123 +5898,94 @@ def start_timer(run):
     return True
 
 
-def _write_metrics(path, outcomes, config, report, started):
+def _write_metrics(path, outcomes, config, report):
     """Write the metrics of all lineages: the series of one that is left out would end."""
     path = os.path.abspath(path)
-    by_name = {}
+    others = []
     try:
-        by_name = {outcome.lineage.name: outcome for outcome in inspect_all(config, [], report.now)}
+        others = inspect_all(config, [], report.now)
     except (Failure, OSError):
         pass  # told already
-    by_name.update({outcome.lineage.name: outcome for outcome in outcomes})
-    seconds = time.monotonic() - started
+    by_name = {outcome.lineage.name: outcome for outcome in others + outcomes}
+    seconds = time.monotonic() - report.started
     try:
         _check_metrics(path)
         write_file(path, format_metrics(by_name.values(), report.now, seconds), 0o644)
     except (Failure, OSError) as error:
+        words = f"no metrics were written to {path} ({words_of(error)})"
         hint = f"Look at --metrics, and at CERTFERRY_METRICS in {config}/certferry/environment"
-        report.problem("", f"no metrics were written to {path} ({words_of(error)})", hint)
+        report.problem("", Failure(None, words, hint))
 
 
-def _skipped_lines(config):
-    """Return a line for each file in a hooks directory that does not run."""
-    # a | in a name would forge performance data
-    paths = [path.replace("|", "?") for path in skipped_hooks(config)]
-    return [f"{path} is not executable, and does not run" for path in paths]
-
-
-def _show_status(asked, config, report, started):
+def _show_status(asked, config, report):
     """Show what is on the disk; return the exit status that monitoring expects."""
-    outcomes = []
-    hint = command_text("NAME", {"from": ["HOST"]}, config_flags(config))
-    failure = Failure(None, "nothing is set up yet", hint)
+    outcomes, failure = [], None
     try:
         outcomes = inspect_all(config, asked.names, report.now)
     except (Failure, OSError) as error:
         failure = failure_of(error)
     if "metrics" in asked.options and not report.dry_run:
-        _write_metrics(asked.options["metrics"], outcomes, config, report, started)
-    columns = 1000
-    if os.isatty(1):
-        columns = os.get_terminal_size(1).columns
-    why = with_hint(str(failure), failure.hint)
-    status, lines = status_lines(outcomes, report.now, columns, why, report.verbose)
+        _write_metrics(asked.options["metrics"], outcomes, config, report)
+    columns = os.get_terminal_size(1).columns if os.isatty(1) else 1000
+    status, lines = status_lines(outcomes, failure, report.now, columns, report.verbose)
     if report.as_json:
         report.document(outcomes)
-        if not outcomes:
-            report.problem("", failure, failure.hint)
+        if failure:
+            report.problem("", failure)
     elif not report.quiet:
-        report.show(lines + _skipped_lines(config))
+        # a | in a name would forge performance data
+        report.show(lines + [line.replace("|", "?") for line in skipped_hooks(config)])
     elif status > 0:
         report.show(lines[:1])
     return status
 
 
-def _begin_run(asked, config, report):
-    """Return the Run that a command line asks for."""
+def _ferry(asked, config, report):
+    """Ferry what was asked and report it; return the exit status."""
+    options = asked.options
     flags = config_flags(config)
     if asked.command == "NAME":
-        flags += tuple(f"--{name}" for name in _FLAGS if name in asked.options)
+        flags += tuple(f"--{name}" for name in _FLAGS if name in options)
     network = Network()  # forked before any key is read, and before credentials are copied
-    return Run(
+    run = Run(
         config=config,
-        environment={},
+        environment=dict(os.environ),
         now=report.now,
         command=asked.command,
         names=asked.names,
         changes=asked.changes,
         flags=flags,
         dry_run=report.dry_run,
-        force="force" in asked.options,
-        key_source=asked.options.get("key"),
+        force="force" in options,
+        key_source=options.get("key"),
         network=network,
         report=report,
     )
-
-
-def _ferry(run, options, started):
-    """Ferry what was asked and report it; return the exit status."""
-    report = run.report
-    wants_timer = run.command == "NAME" and "no-timer" not in options
     outcomes = []
     for outcome in ferry_all(run):
         report.outcome(outcome)
+        wants_timer = run.command == "NAME" and "no-timer" not in options
         if wants_timer and outcome.result in REMEMBERING:
             is_news = start_timer(run)
             outcome = outcome._replace(changed=is_news or outcome.changed)
         outcomes.append(outcome)
-    run.network.close()
-    environment = dict(os.environ, **run.environment)
-    path = options.get("metrics", environment.get("CERTFERRY_METRICS"))
+    network.close()
+    path = options.get("metrics", run.environment.get("CERTFERRY_METRICS"))
     if path and run.command == "renew" and not run.dry_run:
-        _write_metrics(path, outcomes, run.config, report, started)
+        _write_metrics(path, outcomes, config, report)
     if report.as_json:
         report.document(outcomes)
     return int(report.failed)
 
 
-def _fail(failure, arguments, status):
-    """Tell of a Failure; return the exit status, which is UNKNOWN's where `status` was asked."""
-    Reporter().problem("", failure, failure.hint)
-    if _asks_status(arguments):
-        return 3
-    return status
-
-
-def main(arguments):
+def _obey(asked):
     """Do what the command line asks; return the exit status."""
-    started = time.monotonic()
-    try:
-        asked = _parse(arguments)
-    except _Usage as error:
-        return _fail(error, arguments, 2)
     options = asked.options
     if "version" in options:
         Reporter().show([f"certferry {__version__}"])
         return 0
     if "help" in options:
-        screen = _HELP[asked.command] + _COMMON_HELP
-        Reporter().show(screen.split("\n"))
+        Reporter().show((_HELP[asked.command] + _COMMON_HELP).split("\n"))
         return 0
     if not asked.command:
         Reporter().show(_SHORT_HELP.split("\n"), 2)
@@ -6101,22 +5996,34 @@ def main(arguments):
     config = os.path.abspath(options.get("config-dir", CONFIG_DIR))
     report = Reporter(options, int(time.time()))
     if asked.command == "status":
-        return _show_status(asked, config, report, started)
-    return _ferry(_begin_run(asked, config, report), options, started)
+        return _show_status(asked, config, report)
+    return _ferry(asked, config, report)
+
+
+def main(arguments):
+    """Return the exit status of a command line: whatever happens ends so, without a traceback."""
+    # where an option lacks its value, nobody knows for sure which word is the command
+    word = "status" if "status" in arguments else ""
+    try:
+        word, *others = _split(arguments)
+        return _obey(_parse(word, *others))
+    except KeyboardInterrupt:
+        failure = Failure(None, "interrupted", "The next run takes up what is unfinished")
+        status = 130
+    except Exception as error:
+        failure = failure_of(error)
+        status = 2 if isinstance(error, _Usage) else 1
+        if word == "status":
+            status = 3  # UNKNOWN
+    Reporter().problem("", failure)
+    return status
 
 
 def command():
-    """Be the command: whatever happens ends as a status, with a line and without a traceback."""
+    """Be the command."""
     make_usual()
-    arguments = sys.argv[1:]
-    try:
-        status = main(arguments)
-    except KeyboardInterrupt:
-        Reporter().problem("", "interrupted", "The next run takes up what is unfinished")
-        status = 130
-    except Exception as error:
-        status = _fail(failure_of(error), arguments, 1)
-    os._exit(status)  # every line was flushed; taking the interpreter down takes 7 ms
+    # every line was flushed; taking the interpreter down takes 7 ms
+    os._exit(main(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -377,7 +377,8 @@ class Lines(unittest.TestCase):
 
     def show(self, *outcomes, columns=1000, verbose=False):
         """Exit status and lines, on the second day."""
-        return certferry.status_lines(list(outcomes), NOW + DAY, columns, "nothing", verbose)
+        nothing = certferry.Failure(None, "nothing")
+        return certferry.status_lines(list(outcomes), nothing, NOW + DAY, columns, verbose)
 
     def test_exit_status(self):
         """The worst one counts: critical before unknown before warning."""
@@ -456,7 +457,7 @@ class Lines(unittest.TestCase):
                     self.assertNotIn("'", lines[0].split("|")[0])
                     oks = [line for line in lines[1:] if line.startswith("CERTFERRY")]
                     self.assertEqual(oks, [])
-        status, (line,) = certferry.status_lines([], NOW, 80, nasty, False)
+        status, (line,) = certferry.status_lines([], certferry.Failure(None, nasty), NOW, 80, False)
         self.assertEqual(status, 3)
         self.assertRegex(line, r"\ACERTFERRY UNKNOWN - [^|\n\x1b]+\Z")
 
@@ -479,7 +480,7 @@ class Lines(unittest.TestCase):
         one = one._replace(lineage=one.lineage._replace(last_run=NOW + 9 * DAY))
         self.assertIn("never", self.show(one)[1][2])
         for now in (NOW - 900 * DAY, NOW + 900 * DAY):
-            row = certferry.status_lines([one], now, 1000, "", False)[1][2]
+            row = certferry.status_lines([one], None, now, 1000, False)[1][2]
             share = int(re.search(r"\((-?\d+)%\)", row).group(1))
             self.assertTrue(0 <= share <= 100, row)
 

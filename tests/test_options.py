@@ -439,8 +439,8 @@ class Environment(unittest.TestCase):
 # --------------------------------------------------------------------------------------------------
 
 
-class Slept(Exception):
-    """In place of a sleep, which takes long."""
+class Slept(BaseException):
+    """In place of a sleep, which takes long; no exception that a command line ends with."""
 
 
 class Jitter(unittest.TestCase):
@@ -569,6 +569,7 @@ class Usage(unittest.TestCase):
         (["--colour", "status"], "--colour"),
         (["status", "--force"], "--force"),
         (["status", "--metrics", ""], "--metrics"),
+        (["--json", "status", "--metrics"], "--metrics"),
         (["status", "--deploy-hook", "true"], "--deploy-hook"),
     )
 
