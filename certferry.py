@@ -1862,7 +1862,7 @@ def _left(deadline):
 
 # What is said before TLS. A dialogue's steps are (what we say, how long the answer to it is, how a
 # good one begins). The second is a function of what was heard so far, and returns more than that
-# as long as more must come; None means that nothing is answered. {host} and {name} are filled in.
+# as long as more must come. {host} and {name} are filled in.
 
 
 def _as_long_as(pattern):
@@ -1872,9 +1872,7 @@ def _as_long_as(pattern):
     def measure(heard):
         """Return the length of the answer, more than was heard while it is not whole."""
         match = match_of(heard)
-        if match is None:
-            return len(heard) + 1
-        return match.end()
+        return match.end() if match else len(heard) + 1
 
     return measure
 
@@ -1896,6 +1894,7 @@ def _measure_mysql(heard):
     return 4 + int.from_bytes(heard[:3], "little")
 
 
+_NOTHING = _as_long_as(b"")
 _ONE_LINE = _as_long_as(rb"[^\n]*\n")
 # the lines of an answer begin NNN-, its last one NNN and a blank (RFC 5321, RFC 959); between them
 # FTP's may begin with anything; a line without a number is an answer, too, if not a good one
@@ -1954,7 +1953,7 @@ _DIALOGUES = {
     "postgres": (("\0\0\0\x08\x04\xd2\x16\x2f", _as_long_as(b"."), b"S"),),
     "mysql": (
         ("", _measure_mysql, _GREETING),
-        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, None, None),
+        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, _NOTHING, b""),
     ),
 }
 
@@ -1967,9 +1966,7 @@ def _own_name(connection):
     if "." in name and re.match(HOST_NAME, name):
         return name
     address = connection.getsockname()[0].partition("%")[0]
-    if ":" in address:
-        return f"[IPv6:{address}]"
-    return f"[{address}]"
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
 def _hear(connection, measure, deadline):
@@ -1987,30 +1984,27 @@ def _hear(connection, measure, deadline):
     return heard
 
 
-def _no_starttls(kind, heard):
-    """Return the Failure of an answer that is not the good one, with what can be read of it."""
-    runs = re.findall(rb"[ -~]{4,}", heard)
-    words = "refuses STARTTLS"
-    if runs:  # a line, or the text in a packet
-        words += f" ({plain(max(runs, key=len).decode(), 120)})"
-    return Failure("unreachable", words, f"Does it offer STARTTLS there ({kind})?")
-
-
 def _begin_tls(job, connection, deadline):
     """Hold the dialogue after which TLS begins; Failure where the server does not want it."""
     names = {"name": job.server_name, "host": _own_name(connection)}
     for said, measure, good in _DIALOGUES.get(job.kind, ()):
         connection.settimeout(_left(deadline))
         connection.sendall(said.format(**names).encode("latin-1"))
-        if measure is None:
-            continue
         heard = _hear(connection, measure, deadline)
         if not re.match(good, heard, re.DOTALL):
-            raise _no_starttls(job.kind, heard)
+            # its longest line, or the text in a packet
+            words = max(re.findall(rb"[ -~]{4,}", heard), key=len, default=b"without a word")
+            raise Failure(
+                "unreachable",
+                f"refuses STARTTLS ({plain(words.decode(), 120)})",
+                f"Does it offer STARTTLS there ({job.kind})?",
+            )
         if measure(heard) < len(heard):
-            # said in the clear, it would count as if it had been encrypted
-            words = "says more in the clear than was asked, before TLS begins"
-            raise Failure("unreachable", words, "Who else is on the way there?")
+            raise Failure(  # said in the clear, it would count as if it had been encrypted
+                "unreachable",
+                "says more in the clear than was asked, before TLS begins",
+                "Who else is on the way there?",
+            )
 
 
 # The handshake
@@ -2064,7 +2058,8 @@ _UNPROVEN = (
     "showed a certificate and did not prove that it holds its key",
     "It is an impostor, or demands a client certificate: name another port or source",
 )
-# What an exception's words are a sign of: the reason, what that means, what to do.
+# What an exception's words are a sign of: the reason, what that means, what to do. The first that
+# matches counts.
 _SIGNS = (
     ("timed out", "timeout", "gave no certificate in {seconds:g} s", "Is a firewall in between?"),
     ("unrecognized name", "unreachable", "does not serve {name}", "--sni HOST, a name it serves"),
@@ -2088,6 +2083,7 @@ _SIGNS = (
         "completes no TLS handshake",
         "Does it have TLS 1.2 or later, with ephemeral keys?",
     ),
+    ("", "unreachable", "cannot be reached ({words})", "Check the network and the address"),
 )
 
 
@@ -2095,48 +2091,41 @@ def _handshake_failure(error, job):
     """Return the Failure that an exception, or a Failure itself, stands for."""
     if isinstance(error, Failure):
         return error
-    words = str(error).lower().replace("_", " ")
+    text = str(error).lower().replace("_", " ")
+    details = {"seconds": job.timeout, "name": job.server_name, "words": words_of(error).lower()}
     for pattern, reason, message, hint in _SIGNS:
-        if re.search(pattern, words):
-            message = message.format(seconds=job.timeout, name=job.server_name)
-            return Failure(reason, message, hint)
-    words = f"cannot be reached ({words_of(error).lower()})"
-    return Failure("unreachable", words, "Check the network and the address")
-
-
-def _shake_hands(job, connection, excluded, deadline):
-    """Return the certificates (DER) that a peer has shown and proven, leaf first; or OSError."""
-    name = job.server_name
-    if is_address(name):
-        name = None
-    elif sys.version_info >= (3, 7):
-        name = name.encode()  # as in _resolve
-    options = {"server_hostname": name, "do_handshake_on_connect": False}
-    with _context(excluded).wrap_socket(connection, **options) as peer:
-        peer.settimeout(_left(deadline))
-        try:
-            peer.do_handshake()  # the proof; nothing is read: it would ask for a client certificate
-        except OSError as error:
-            if "timed out" in str(error) or not _shown_by(peer):
-                raise
-            raise Failure(*_UNPROVEN)
-        leaf = peer.getpeercert(binary_form=True)
-        return [leaf] + [der for der in _shown_by(peer) if der != leaf]
+        if re.search(pattern, text):
+            return Failure(reason, message.format(**details), hint)
 
 
 def _prove(job, excluded, address, deadline):
-    """Return the certificates (DER) of a completed handshake with an address; or OSError, Failure.
+    """Return the certificates (DER) of a completed handshake, leaf first; or OSError, Failure.
 
     `address` is (family, socket address). Before Python 3.10 the leaf comes alone.
     """
     import socket
 
     family, where = address
+    name = job.server_name
+    if is_address(name):
+        name = None
+    elif sys.version_info >= (3, 7):
+        name = name.encode()  # as in _resolve
+    options = {"server_hostname": name, "do_handshake_on_connect": False}
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(_left(deadline))
         connection.connect(where)
         _begin_tls(job, connection, deadline)
-        return _shake_hands(job, connection, excluded, deadline)
+        with _context(excluded).wrap_socket(connection, **options) as peer:
+            peer.settimeout(_left(deadline))
+            try:
+                peer.do_handshake()  # the proof; to read would ask for a client certificate
+            except OSError as error:
+                if "timed out" in str(error) or not _shown_by(peer):
+                    raise
+                raise Failure(*_UNPROVEN)
+            leaf = peer.getpeercert(binary_form=True)
+            return [leaf] + [der for der in _shown_by(peer) if der != leaf]
 
 
 def _add_chain(job, excluded, address, deadline, leaf):
@@ -2148,7 +2137,7 @@ def _add_chain(job, excluded, address, deadline, leaf):
     command = ["openssl", "s_client", "-connect", where, "-showcerts", "-no_tls1", "-no_tls1_1"]
     command += ["-cipher", CIPHERS + excluded]
     if excluded:
-        command += ["-no_tls1_3"]
+        command.append("-no_tls1_3")
     if not is_address(job.server_name):
         command += ["-servername", job.server_name]
     if job.kind != "tls":
@@ -2160,12 +2149,18 @@ def _add_chain(job, excluded, address, deadline, leaf):
         blocks = re.findall(rb"(?ms)^-----BEGIN CERTIFICATE-----$.*?^-----END .*?$", output)
         ders, _ = read_pem(b"\n".join(blocks))
         if not ders:
-            words = "shows no chain in a second connection, which Python before 3.10 needs"
-            raise Failure("unreachable", words, "Does it limit connections? Run it again")
+            raise Failure(
+                "unreachable",
+                "shows no chain in a second connection, which Python before 3.10 needs",
+                "Does it limit connections? Run it again",
+            )
         if ders[0] == leaf:
             return ders
-    words = "showed another certificate at each handshake"
-    raise Failure("unreachable", words, "Name one member of the pool with --from")
+    raise Failure(
+        "unreachable",
+        "showed another certificate at each handshake",
+        "Name one member of the pool with --from",
+    )
 
 
 def _ask_address(job, address, deadline):
@@ -2203,14 +2198,12 @@ def _resolve(job, deadline):
     """Return [(family, socket address)] of a host, in the resolver's order; or Failure."""
     import socket
 
-    def look_up():
-        """Ask the resolver, which nothing can interrupt."""
-        # bytes, because text is encoded by a module that takes 4 ms to load
-        return socket.getaddrinfo(job.host.encode(), job.port, type=socket.SOCK_STREAM)
-
+    host = job.host.encode()  # because text is encoded by a module that takes 4 ms to load
     hint = "Check the name, and this host's resolver"
-    try:
-        found = in_time(look_up, _left(deadline))
+    try:  # nothing can interrupt the resolver
+        found = in_time(
+            lambda: socket.getaddrinfo(host, job.port, type=socket.SOCK_STREAM), _left(deadline)
+        )
     except TimeoutError:
         raise Failure("timeout", f"was not resolved in {job.timeout:g} s", hint)
     except OSError as error:
@@ -2219,8 +2212,11 @@ def _resolve(job, deadline):
     if job.role == "default":
         addresses = [address for address in addresses if not _is_own(*address)]
         if not addresses:
-            hint = "Name the server that has the certificate with --from HOST[:PORT]"
-            raise Failure("unreachable", "is this very machine", hint)
+            raise Failure(
+                "unreachable",
+                "is this very machine",
+                "Name the server that has the certificate with --from HOST[:PORT]",
+            )
     return addresses[:_MAX_ADDRESSES]
 
 
