@@ -213,7 +213,7 @@ class Lineage(
 
 
 class InService(
-    collections.namedtuple("InService", "number leaf chain key_path staged owed linked flaw")
+    collections.namedtuple("InService", "number leaf chain key_path staged owed linked flaw litter")
 ):
     """What live/NAME/ shows, whatever it is made of.
 
@@ -221,7 +221,8 @@ class InService(
     Certificate or None, `chain` its issuers as DER. `key_path` is the private key's file or None,
     `staged` the paths of the staged keys. `owed` are the hooks that the version owes, () where only
     the services are still to be looked at, None where nothing is pending. `linked` says that the
-    four names are links through .current. `flaw` says what is not whole, "" where all is.
+    four names are links through .current. `flaw` says what is not whole, "" where all is. `litter`
+    are the paths of what an interrupted run left beside it.
     """
 
     @property
@@ -1907,11 +1908,11 @@ _FEATURES = _as_long_as(
     rb".*?(</(\w+:)?features\s*>|<(\w+:)?features\s*/>|</(\w+:)?(error|stream)>)"
 )
 _ELEMENT = _as_long_as(rb"\s*<[^>]*(/>|>\s*</[^>]*>)")
-_BER_LENGTH = rb"(?:[\0-\x7f]|\x81.|\x82..|\x83...|\x84....)"
 # MySQL's protocol 10: a version that ends with NUL, 4 bytes of thread, 8 of a challenge, NUL, and
-# the lower flags, whose second byte has the one for TLS
-_GREETING = rb".{4}\x0a[^\0]*\0.{14}[%b]" % b"".join(
-    b"\\x%02x" % flags for flags in range(256) if flags & 0x08
+# the lower flags, whose second byte has the one for TLS, 0x08
+_GREETING = (
+    rb".{4}\x0a[^\0]*\0.{14}[\x08-\x0f\x18-\x1f\x28-\x2f\x38-\x3f\x48-\x4f\x58-\x5f\x68-\x6f"
+    rb"\x78-\x7f\x88-\x8f\x98-\x9f\xa8-\xaf\xb8-\xbf\xc8-\xcf\xd8-\xdf\xe8-\xef\xf8-\xff]"
 )
 _STREAM = (
     "<?xml version='1.0'?><stream:stream to='{name}' version='1.0' xmlns='jabber:client' "
@@ -1939,7 +1940,7 @@ _DIALOGUES = {
         (
             "\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037",
             _measure_ber,
-            rb"\x30%b\x02\x01\x01\x78%b\x0a\x01\0" % (_BER_LENGTH, _BER_LENGTH),
+            rb"\x30.{1,5}\x02\x01\x01\x78.{1,5}\x0a\x01\0",  # the lengths take up to five bytes
         ),
     ),
     "xmpp": (
@@ -2370,8 +2371,8 @@ def _read_medium(path):
 
 def _run_command(command, seconds, environment, config):
     """Return what a shell command prints, if it ends with status 0 in time; else Failure."""
-    environment = command_environment(environment, config)
     shell = ["/bin/sh", "-c", command]
+    environment = command_environment(environment, config)
     try:
         status, output, errors = run_process(shell, environment, seconds, start_new_session=True)
     except TimeoutError:
@@ -2547,8 +2548,9 @@ def _azure_secret(given):
     return _pem_in(value)
 
 
-# How each kind of store is asked: a function from its settings, with the `place` (HOST:PORT), the
-# `target` (a path) and the `seconds` that it may take, to the bytes of a secret.
+# How each kind of store is asked: a function from its settings {name without _FILE: value}, with
+# the `place` (HOST:PORT), the `target` (a path), the `seconds` that it may take and, where there
+# are, `roots` (PEM text), to the bytes of a secret.
 _ASK_STORE = {"vault": _vault_secret, "azure": _azure_secret}
 
 
@@ -2585,21 +2587,6 @@ def _read_setting(environment, name, is_path):
     return value
 
 
-def _settings_of(store, environment):
-    """Return {name without _FILE: value} of the settings of a StoreKind that are set; or Failure.
-
-    What is in files is read here: nobody can't. `roots` is the PEM text of roots.
-    """
-    settings = {}
-    for name in store.settings:
-        short = re.sub("_FILE$", "", name)
-        if name in environment and short not in settings:
-            settings[short] = _read_setting(environment, name, short != name)
-    if store.roots in environment:
-        settings["roots"] = _read_setting(environment, store.roots, True)
-    return settings
-
-
 class Stores:
     """The processes that ask stores, one for each kind, forked before any key is read."""
 
@@ -2617,9 +2604,16 @@ class Stores:
 
     def fetch(self, source, seconds, environment):
         """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
-        given = _settings_of(STORES[source.kind], environment)
+        store = STORES[source.kind]
         place = endpoint_text(source.host, source.port)
-        given.update(place=place, target=source.target, seconds=str(seconds))
+        given = {"place": place, "target": source.target, "seconds": seconds}
+        # what is in files is read here: nobody can't
+        for name in store.settings:
+            short = re.sub("_FILE$", "", name)
+            if name in environment and short not in given:
+                given[short] = _read_setting(environment, name, short != name)
+        if store.roots in environment:
+            given["roots"] = _read_setting(environment, store.roots, True)
         child = self.children[source.kind]
         texts = [f"{name}={value}" for name, value in given.items()]
         return child.answer(child.submit(texts, seconds)).data
@@ -2651,11 +2645,6 @@ def fetch(source, seconds, environment, config, stores):
     return Answer(data=data)
 
 
-def _is_issuer(der):
-    """Say whether a certificate is an authority's; ValueError where it can't be read."""
-    return issuer_flaw(parse_certificate(der)) == ""
-
-
 def read_offer(source, answer):
     """Return the Offer in a source's Answer; Failure (malformed) where there is none."""
     try:
@@ -2666,8 +2655,8 @@ def read_offer(source, answer):
             raise ValueError("no certificate in it")
         for der in ders:
             parse_certificate(der)
-        if source.kind in KEY_HOLDING:  # in any order
-            ders.sort(key=_is_issuer)
+        if source.kind in KEY_HOLDING:  # in any order: authorities last
+            ders.sort(key=lambda der: issuer_flaw(parse_certificate(der)) == "")
         elif key:
             raise ValueError("a private key, which no handshake brings")
     except ValueError as error:
@@ -3010,10 +2999,9 @@ def _sync(folder):
 def _set_acl(target, like):
     """Give a file (path or descriptor) the ACL of `like`, and no other, where there are any."""
     name = "system.posix_acl_access"
-    if not hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
-        return
-    quietly(os.removexattr, target, name)  # what a folder's default ACL gave
-    quietly(lambda: os.setxattr(target, name, os.getxattr(like, name)))
+    if hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
+        quietly(os.removexattr, target, name)  # what a folder's default ACL gave
+        quietly(lambda: os.setxattr(target, name, os.getxattr(like, name)))
 
 
 def _dress(target, like):
@@ -3053,16 +3041,10 @@ def _hidden(path):
 
 
 def _remove(path):
-    """Remove a file, a link or a version's folder, if it is there."""
-    if not os.path.lexists(path):
-        return
+    """Remove a file, a link, or a folder with all that is in it."""
     if os.path.islink(path) or not os.path.isdir(path):
         os.unlink(path)
         return
-    hidden = _hidden(path)
-    if not path.endswith(LITTER):
-        os.rename(path, hidden)  # half removed it is no version, but litter
-        path = hidden
     for name in os.listdir(path):
         _remove(f"{path}/{name}")
     os.rmdir(path)
@@ -3108,21 +3090,18 @@ def _make_folders(place):
         make_folder(path)
 
 
-def remove_litter(folder):
-    """Remove what an interrupted run left in a folder; return the paths. The lock is held."""
-    names = list_folder(folder)
-    found = [f"{folder}/{name}" for name in names if name.endswith(LITTER)]
-    for path in found:
+def litter_in(folder):
+    """Return the paths of what an interrupted run left in a folder, or one that is under way."""
+    return [f"{folder}/{name}" for name in list_folder(folder) if name.endswith(LITTER)]
+
+
+def remove_litter(paths):
+    """Remove what an interrupted run left. The lock is held."""
+    for path in filter(os.path.lexists, paths):
         _remove(path)
-    return found
 
 
 # Records on the disk
-
-
-def save_state(place, state):
-    """Write NAME.state in one rename."""
-    write_file(place.state, os.fsencode(format_state(state)))
 
 
 def touch_state(place, now):
@@ -3277,11 +3256,10 @@ def pointed_number(place):
     """Return the number of the version that .current leads to, None where it leads to none."""
     try:
         target = os.readlink(place.pointer)
-        number = _number_in(place, target)
         # live, or live/NAME, may be a link to elsewhere
         folder = os.path.join(place.live, os.path.dirname(target))
         if os.path.samefile(folder, place.archive):
-            return number
+            return _number_in(place, target)
     except OSError:
         pass  # no link: nothing there, or a folder
     return None
@@ -3323,13 +3301,13 @@ def version_key(place, version):
     return None
 
 
-def read_pending(place, number):
+def _read_pending(place, number):
     """Return the hooks that a version owes, None where nothing is pending."""
     try:
         text = read_text(place.version(number) + "/pending")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return tuple(hook for hook in text.split("\n") if hook)
+    return tuple(filter(None, text.split("\n")))
 
 
 def _pending_bytes(hooks):
@@ -3345,25 +3323,20 @@ def _mark(place, number, name, data):
     _sync(folder)
 
 
-def _unmark(place, number, name):
-    """Remove such a file, if it is there."""
+def unmark(place, number, name):
+    """Remove a version's `pending` or `rolled-back`, if it is there."""
     path = f"{place.version(number)}/{name}"
     if os.path.lexists(path):
-        _remove(path)
+        os.unlink(path)
         _sync(os.path.dirname(path))
 
 
 def write_pending(place, number, hooks):
     """Make a version owe these hooks; None makes it owe nothing."""
     if hooks is None:
-        _unmark(place, number, "pending")
+        unmark(place, number, "pending")
     else:
         _mark(place, number, "pending", _pending_bytes(hooks))
-
-
-def forget_rollback_mark(place, number):
-    """Remove the mark of a rollback that was killed before its rename: it means nothing here."""
-    _unmark(place, number, "rolled-back")
 
 
 # What is in service
@@ -3392,9 +3365,7 @@ def _shown_path(place, number, name):
 
 def _read_shown(place, path):
     """Return the bytes behind a live name, none of what is missing or no regular file; OSError."""
-    read = read_safely
-    if path.startswith(place.archive + "/"):
-        read = _read_plain
+    read = _read_plain if path.startswith(place.archive + "/") else read_safely
     try:
         return read(path, MAX_OFFER)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -3453,11 +3424,11 @@ def _shown_certificates(place, number):
 
 
 def _key_flaw(path, leaf, fitting):
-    """Return what is wrong with the file that is to have the key of a leaf, or "".
+    """Return what is wrong with the file that has the key of a leaf, None for none, or "".
 
     `fitting` is the key_record() of one that was seen to fit.
     """
-    if not os.path.exists(path):
+    if path is None:
         return "has no private key"
     if fitting == key_record(path, leaf):
         return ""
@@ -3477,23 +3448,18 @@ def look(place, fitting=""):
         folders.append(place.version(number))
     for folder in filter(os.path.lexists, folders):
         check_folder(folder)
-    owed = None
-    linked = False
-    if number is not None:
-        owed = read_pending(place, number)
-        linked = all(_is_link(place, name) for name in MEMBERS)
+    owed = None if number is None else _read_pending(place, number)
+    linked = number is not None and all(_is_link(place, name) for name in MEMBERS)
     leaf, chain, flaw = _shown_certificates(place, number)
     key_path = _shown_path(place, number, "privkey.pem")
-    if leaf:
-        key_flaw = _key_flaw(key_path, leaf, fitting)
-        if key_flaw:
-            flaw = key_flaw
     if not os.path.exists(key_path):
         key_path = None
+    if leaf:
+        flaw = _key_flaw(key_path, leaf, fitting) or flaw
     names = list_folder(place.live)
-    staged = [name for name in names if name.startswith("privkey-") and name.endswith(".pem")]
-    staged = tuple(map(place.member, staged))
-    return InService(number, leaf, chain, key_path, staged, owed, linked, flaw)
+    litter = tuple(place.member(name) for name in names if name.endswith(LITTER))
+    staged = tuple(place.member(name) for name in names if re.match(r"privkey-.*\.pem\Z", name))
+    return InService(number, leaf, chain, key_path, staged, owed, linked, flaw, litter)
 
 
 def usable_keys(place, in_service, versions):
@@ -3617,11 +3583,8 @@ def link_missing_names(place):
 
 def _shows_version(place, number):
     """Say whether every live name shows the bytes of a version."""
-    for name in MEMBERS:
-        shown = _read_shown(place, place.member(name))
-        if shown != _read_shown(place, f"{place.version(number)}/{name}"):
-            return False
-    return True
+    shown = [_read_shown(place, place.member(name)) for name in MEMBERS]
+    return shown == [_read_shown(place, f"{place.version(number)}/{name}") for name in MEMBERS]
 
 
 def settle(place, in_service):
@@ -3643,8 +3606,15 @@ def settle(place, in_service):
     if not in_service.is_whole:
         return
     if in_service.number is None or not _shows_version(place, in_service.number):  # (d)
-        leaf, chain, key = in_service.leaf, in_service.chain, in_service.key_path
-        _point_to(place, _make_version(place, in_service, leaf, chain, key, in_service.owed))
+        number = _make_version(
+            place,
+            in_service,
+            in_service.leaf,
+            in_service.chain,
+            in_service.key_path,
+            in_service.owed,
+        )
+        _point_to(place, number)
     _link_names(place)  # (c)
 
 
@@ -3696,9 +3666,8 @@ def rollback_target(place, in_service, now):
             continue
         if version.rolled_back or (version.leaf, version.chain) == shown:
             continue
-        if not version.leaf.not_before <= now <= version.leaf.not_after:
-            continue
-        if version_key(place, version):
+        is_valid = version.leaf.not_before <= now <= version.leaf.not_after
+        if is_valid and version_key(place, version):
             return version
     return None
 
@@ -3714,7 +3683,9 @@ def _prune(place, in_service, now):
         kept.append(target.number)
     for number in numbers:
         if number not in kept:
-            _remove(place.version(number))
+            folder = place.version(number)
+            os.rename(folder, _hidden(folder))  # half removed it is no version, but litter
+            _remove(_hidden(folder))
     _sync(place.archive)
 
 
@@ -3729,8 +3700,7 @@ def install(place, in_service, leaf, chain, key, owed, now):
     """
     settle(place, in_service)  # 1
     number = _make_version(place, in_service, leaf, chain, key, owed)  # 2, 3
-    installed = _go_live(place, in_service, number, leaf)  # 4, 5
-    installed = remove_staged(installed)
+    installed = remove_staged(_go_live(place, in_service, number, leaf))  # 4, 5
     _prune(place, installed, now)
     return installed
 
@@ -3816,11 +3786,8 @@ def hook_files(config, kind):
 
 def skipped_hooks(config):
     """Return the files in the hooks' folders that do not run, since they are not executable."""
-    skipped = []
-    for kind in ("deploy", "post", "alert"):
-        paths = _hook_folder(config, kind)
-        skipped += [path for path in paths if not os.access(path, os.X_OK)]
-    return skipped
+    folders = [_hook_folder(config, kind) for kind in ("deploy", "post", "alert")]
+    return [path for path in sum(folders, []) if not os.access(path, os.X_OK)]
 
 
 def deploy_hooks(config, options):
@@ -3846,17 +3813,6 @@ def _check_file(path):
         _check_file(os.path.join(folder, os.readlink(path)))
 
 
-def _arguments(hook, config):
-    """Return the command line of a hook; Failure for a file that somebody else could change."""
-    folder = config + "/renewal-hooks"
-    if not hook.startswith(folder + "/") or not os.path.lexists(hook):
-        return ["/bin/sh", "-c", hook]
-    check_folder(folder)
-    _check_file(hook)
-    # by a shell, which also runs a file without a #! line
-    return ["/bin/sh", "-c", 'exec "$0"', hook]
-
-
 def run_hook(hook, config, environment, variables, pass_on):
     """Run a hook and return ("" or what went wrong, seconds that it took).
 
@@ -3867,10 +3823,16 @@ def run_hook(hook, config, environment, variables, pass_on):
     for name in CREDENTIALS:
         environment.pop(name, None)
     environment.update(variables)
+    folder = config + "/renewal-hooks"
+    command = ["/bin/sh", "-c", hook]
     started = time.monotonic()
     wrong = ""
     try:
-        command = _arguments(hook, config)
+        if hook.startswith(folder + "/") and os.path.lexists(hook):
+            check_folder(folder)
+            _check_file(hook)
+            # by a shell, which also runs a file without a #! line
+            command = ["/bin/sh", "-c", 'exec "$0"', hook]
         status, _, said = run_process(
             command, environment, HOOK_SECONDS, pass_on=pass_on, start_new_session=True
         )
@@ -4458,7 +4420,7 @@ class Crossing(
 # An offer that the judge accepted, as it would be written; key is a path or a Secret.
 Choice = collections.namedtuple("Choice", "source leaf chain key is_news")
 
-NOTHING = InService(None, None, (), None, (), None, False, "has no certificate")
+NOTHING = InService(None, None, (), None, (), None, False, "has no certificate", ())
 
 
 def failure_of(error):
@@ -4710,11 +4672,13 @@ def tidy(run, lineage, in_service):
     place = lineage.place
     tell_what_waits(run, lineage, in_service)
     if not run.dry_run:
-        removed = remove_litter(place.live)
-        if removed:
-            run.report.warning(place.name, f"removed what was left half made: {' '.join(removed)}")
+        if in_service.litter:
+            remove_litter(in_service.litter)
+            litter = " ".join(in_service.litter)
+            run.report.warning(place.name, f"removed what was left half made: {litter}")
         if in_service.number is not None:
-            forget_rollback_mark(place, in_service.number)
+            # of a rollback that was killed before its rename: in service it means nothing
+            unmark(place, in_service.number, "rolled-back")
             if in_service.leaf and not in_service.linked:
                 linked = link_missing_names(place)
                 if linked:
@@ -5224,7 +5188,7 @@ def record(run, before, outcome, state):
         if in_service.is_whole:
             state = state._replace(key_file=key_record(in_service.key_path, in_service.leaf))
         if state != before.state or before.last_run is None:
-            save_state(place, state)
+            write_file(place.state, os.fsencode(format_state(state)))
         touch_state(place, run.now)
     except (Failure, OSError) as error:
         if outcome.reason != "storage":  # which says the same
@@ -5277,8 +5241,8 @@ def result_of(crossing):
 
 def is_changed(crossing):
     """Say whether certificate, key, live names or options are not what they were."""
-    before = crossing.before._replace(owed=None)
-    after = crossing.in_service._replace(owed=None)
+    before = crossing.before._replace(owed=None, litter=())
+    after = crossing.in_service._replace(owed=None, litter=())
     return (before, crossing.lineage.given) != (after, crossing.given)
 
 
@@ -5544,9 +5508,10 @@ def hold_config(run):
     lock(config, in_hook, run.dry_run)
     if run.dry_run:
         return
-    removed = remove_litter(config + "/archive") + remove_litter(config + "/certferry")
-    if removed:
-        run.report.warning("", f"removed what was left half made: {' '.join(removed)}")
+    litter = litter_in(config + "/archive") + litter_in(config + "/certferry")
+    if litter:
+        remove_litter(litter)
+        run.report.warning("", f"removed what was left half made: {' '.join(litter)}")
 
 
 def read_environment(run):
