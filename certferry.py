@@ -2376,8 +2376,11 @@ def _run_command(command, seconds, environment, config):
     try:
         status, output, errors = run_process(shell, environment, seconds, start_new_session=True)
     except TimeoutError:
-        hint = "Run it by hand, or give --timeout SECONDS"
-        raise Failure("timeout", f"did not end in {seconds:g} s", hint)
+        raise Failure(
+            "timeout",
+            f"did not end in {seconds:g} s",
+            "Run it by hand, or give --timeout SECONDS",
+        )
     if status != 0 or not output.strip():
         words = last_line(errors) or "it printed nothing"
         raise Failure("unreachable", f"ended with status {status} ({words})", "Run it by hand")
@@ -2435,7 +2438,7 @@ def _connect(given, parts):
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     _limit_tls(context)
     host, port = _end_of(parts)
-    connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+    connection = http.client.HTTPSConnection(host, port, context=context)
     plain_socket = socket.create_connection((parts.hostname, port), seconds)
     connection.sock = context.wrap_socket(plain_socket, server_hostname=host)
     return connection
@@ -2449,10 +2452,13 @@ def _request(given, url, headers, body=None, is_redirected=False):
     import urllib.parse
 
     if not re.match(r"[ -~]*\Z", "".join(headers.values())):  # http.client's words would show it
-        words = "needs a credential, and this one has a character that HTTP forbids"
-        raise Failure("unreachable", words, "Correct it")
+        raise Failure(
+            "unreachable",
+            "needs a credential, and this one has a character that HTTP forbids",
+            "Correct it",
+        )
     parts = urllib.parse.urlsplit(url)
-    target = urllib.parse.urlunsplit(("", "", parts.path, parts.query, ""))
+    target = parts._replace(scheme="", netloc="").geturl()
     connection = _connect(given, parts)
     connection.request("POST" if body else "GET", target, body, headers)
     response = connection.getresponse()
@@ -2465,8 +2471,11 @@ def _request(given, url, headers, body=None, is_redirected=False):
             body = None
         return _request(given, place, headers, body, is_redirected=True)
     if response.status != 200:
-        hint = _STATUS.get(response.status) or _STATUS.get(response.status // 100, "Look there")
-        raise Failure("unreachable", f"does not give it (status {response.status})", hint)
+        raise Failure(
+            "unreachable",
+            f"does not give it (status {response.status})",
+            _STATUS.get(response.status) or _STATUS.get(response.status // 100, "Look there"),
+        )
     return data
 
 
@@ -2477,8 +2486,11 @@ def _vault_token(given, url, headers):
     if "VAULT_TOKEN" in given:
         return given["VAULT_TOKEN"]
     if "VAULT_ROLE_ID" not in given:
-        words = "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and VAULT_SECRET_ID_FILE"
-        raise Failure("unreachable", words, "Set it in certferry/environment")
+        raise Failure(
+            "unreachable",
+            "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and VAULT_SECRET_ID_FILE",
+            "Set it in certferry/environment",
+        )
     login = {"role_id": given["VAULT_ROLE_ID"], "secret_id": given.get("VAULT_SECRET_ID", "")}
     answer = _request(given, url + "auth/approle/login", headers, json.dumps(login).encode())
     return str(_dig(answer, "auth", "client_token"))
@@ -2566,8 +2578,11 @@ def _answer_store(kind, texts):
         words = str(getattr(error, "verify_message", "") or words_of(error))
         if "timed out" in words:
             raise Failure("timeout", f"gave no answer in {seconds:g} s", "Is it overloaded?")
-        hint = f"Is it running? {STORES[kind].roots} names other roots than the system's"
-        raise Failure("unreachable", f"gives no answer ({words.lower()})", hint)
+        raise Failure(
+            "unreachable",
+            f"gives no answer ({words.lower()})",
+            f"Is it running? {STORES[kind].roots} names other roots than the system's",
+        )
     except (ValueError, RecursionError, http.client.HTTPException):
         raise Failure("malformed", "answers with what cannot be read", "Is it the right one?")
 
@@ -2579,58 +2594,63 @@ def _read_setting(environment, name, is_path):
         try:
             value = read_safely(value, MAX_OFFER).decode("ascii", "ignore").strip()
         except (OSError, ValueError) as error:
-            words = f"needs {name}, and {value} cannot be read ({words_of(error).lower()})"
-            raise Failure("unreachable", words, "Is it in place?")
+            raise Failure(
+                "unreachable",
+                f"needs {name}, and {value} cannot be read ({words_of(error).lower()})",
+                "Is it in place?",
+            )
     if not value:
-        hint = "Set it in certferry/environment, or remove it"
-        raise Failure("unreachable", f"needs {name}, which is set and empty", hint)
+        raise Failure(
+            "unreachable",
+            f"needs {name}, which is set and empty",
+            "Set it in certferry/environment, or remove it",
+        )
     return value
 
 
-class Stores:
-    """The processes that ask stores, one for each kind, forked before any key is read."""
+def start_stores(kinds):
+    """Return {kind: Child that asks it} for those of these kinds of source that are stores.
 
-    def __init__(self, kinds):
-        """Fork one for each of these kinds of source that is a store."""
-        modules = ("encodings.idna", "http.client", "json", "ssl", "urllib.parse")
-        self.children = {}
-        for kind in kinds.intersection(STORES):
-            self.children[kind] = Child(functools.partial(_answer_store, kind), modules)
+    Called before any key is read.
+    """
+    modules = ("encodings.idna", "http.client", "json", "ssl", "urllib.parse")
+    return {
+        kind: Child(functools.partial(_answer_store, kind), modules)
+        for kind in kinds.intersection(STORES)
+    }
 
-    @property
-    def broken(self):
-        """Return why no more answers of one kind can come, "" while all is well."""
-        return "".join(child.broken for child in self.children.values())
 
-    def fetch(self, source, seconds, environment):
-        """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
-        store = STORES[source.kind]
-        place = endpoint_text(source.host, source.port)
-        given = {"place": place, "target": source.target, "seconds": seconds}
-        # what is in files is read here: nobody can't
-        for name in store.settings:
-            short = re.sub("_FILE$", "", name)
-            if name in environment and short not in given:
-                given[short] = _read_setting(environment, name, short != name)
-        if store.roots in environment:
-            given["roots"] = _read_setting(environment, store.roots, True)
-        child = self.children[source.kind]
-        texts = [f"{name}={value}" for name, value in given.items()]
-        return child.answer(child.submit(texts, seconds)).data
+def _read_store(source, seconds, environment, child):
+    """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
+    store = STORES[source.kind]
+    place = endpoint_text(source.host, source.port)
+    given = {"place": place, "target": source.target, "seconds": seconds}
+    # what is in files is read here: nobody can't
+    for name in store.settings:
+        short = re.sub("_FILE$", "", name)
+        if name in environment and short not in given:
+            given[short] = _read_setting(environment, name, short != name)
+    if store.roots in environment:
+        given["roots"] = _read_setting(environment, store.roots, True)
+    texts = [f"{name}={value}" for name, value in given.items()]
+    return child.answer(child.submit(texts, seconds)).data
 
 
 # What the rest of the file asks
 
 
 def fetch(source, seconds, environment, config, stores):
-    """Return the Answer of a source of the kinds in KEY_HOLDING; a Failure begins with its text."""
+    """Return the Answer of a source of the kinds in KEY_HOLDING; a Failure begins with its text.
+
+    `stores` are the processes of start_stores().
+    """
     try:
         if source.kind == "file":
             data = _read_medium(source.target)
         elif source.kind == "exec":
             data = _run_command(source.target, seconds, environment, config)
         else:
-            data = stores.fetch(source, seconds, environment)
+            data = _read_store(source, seconds, environment, stores[source.kind])
             if data[:1] == b"\x30":
                 data = open_pkcs12(data)
     except Failure as failure:
@@ -2918,8 +2938,11 @@ def _refuse_foreign(path, info):
             None, f"{path} belongs to uid {info.st_uid}", f"Try: chown root {shell_quote(path)}"
         )
     if info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
-        words = f"{path}, of uid {info.st_uid}, can be written by others"
-        raise Failure(None, words, f"Try: chmod go-w {shell_quote(path)}")
+        raise Failure(
+            None,
+            f"{path}, of uid {info.st_uid}, can be written by others",
+            f"Try: chmod go-w {shell_quote(path)}",
+        )
 
 
 @memoized  # a thousand lineages share three of their four folders
@@ -2951,8 +2974,11 @@ def read_text(path):
     """Return the text of a record that nobody else can write; Failure, OSError."""
     info = os.lstat(path)
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_RECORD:
-        words = f"{path} is no regular file of at most {MAX_RECORD} bytes"
-        raise Failure(None, words, "Put the file itself there")
+        raise Failure(
+            None,
+            f"{path} is no regular file of at most {MAX_RECORD} bytes",
+            "Put the file itself there",
+        )
     _refuse_foreign(path, info)
     return os.fsdecode(_read_plain(path, MAX_RECORD))  # as arguments are
 
@@ -2980,8 +3006,7 @@ def read_roots(path):
         if isinstance(error, PermissionError):
             name = shell_quote("/etc/ssl/" + os.path.basename(path))
             hint = f"Try: install -m 644 {shell_quote(path)} /etc/ssl/, then --ca-file {name}"
-        words = f"the --ca-file {path} cannot be used ({words_of(error)})"
-        raise Failure("untrusted", words, hint)
+        raise Failure("untrusted", f"the --ca-file {path} cannot be used ({words_of(error)})", hint)
 
 
 # How files are written
@@ -3091,7 +3116,7 @@ def _make_folders(place):
 
 
 def litter_in(folder):
-    """Return the paths of what an interrupted run left in a folder, or one that is under way."""
+    """Return the paths of what an interrupted run left in a folder."""
     return [f"{folder}/{name}" for name in list_folder(folder) if name.endswith(LITTER)]
 
 
@@ -3111,9 +3136,7 @@ def touch_state(place, now):
 
 def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
-    text = ""
-    if os.path.lexists(place.conf):
-        text = read_text(place.conf)
+    text = read_text(place.conf) if os.path.lexists(place.conf) else ""
     write_file(place.conf, os.fsencode(edit_conf(text, given, place.conf)))
 
 
@@ -3149,9 +3172,11 @@ def lock(config, in_hook, dry_run):
                 "systemctl start --no-block certferry.service",
             )
         if time.monotonic() >= deadline:
-            words = f"another run has held {path} for over {LOCK_SECONDS} s"
-            hint = f"Wait for it, or see what it does: fuser -v {shell_quote(path)}"
-            raise Failure(None, words, hint)
+            raise Failure(
+                None,
+                f"another run has held {path} for over {LOCK_SECONDS} s",
+                f"Wait for it, or see what it does: fuser -v {shell_quote(path)}",
+            )
         time.sleep(0.1)
 
 
@@ -3244,7 +3269,7 @@ def _number_in(place, path):
 def version_numbers(place):
     """Return the numbers of the versions that there are, the newest first."""
     numbers = [_number_in(place, name) for name in list_folder(place.archive)]
-    return sorted((number for number in numbers if number is not None), reverse=True)
+    return sorted(filter(None, numbers), reverse=True)
 
 
 def next_number(place):
@@ -3543,12 +3568,11 @@ def _clear_pointer(place):
     if os.path.islink(place.pointer) or not os.path.isdir(place.pointer):
         return
     if any(_is_link(place, name) for name in MEMBERS):
-        live = shell_quote(place.live)
         raise Failure(
             None,
             f"{place.pointer} is a folder, and servers read through it",
-            f"Try: cd {live} && for name in cert chain fullchain privkey; do cp -p "
-            ".current/$name.pem .$name.new && mv .$name.new $name.pem; done",
+            f"Try: cd {shell_quote(place.live)} && for name in cert chain fullchain privkey; do "
+            "cp -p .current/$name.pem .$name.new && mv .$name.new $name.pem; done",
         )
     os.rename(place.pointer, _free_name(place.pointer + ".folder"))
 
@@ -3632,8 +3656,8 @@ def _put_key_aside(place, in_service, leaf):
         if path == place.member("privkey.pem"):
             os.rename(path, _free_name(path + ".damaged"))
     else:
-        known = [version for version in load_versions(place) if fits(public, version.leaf)]
-        if not any(version_key(place, version) for version in known):
+        versions = load_versions(place)
+        if not any(fits(public, each.leaf) and version_key(place, each) for each in versions):
             stage_key(place, key_pem(path), public)
     if in_service.leaf is None:
         _link_name(place, "privkey.pem")
@@ -4667,15 +4691,19 @@ def tell_what_waits(run, lineage, in_service):
             warn(place.name, f"{path} is another user's key, and is not used", hint)
 
 
+def tidy_up(run, name, litter):
+    """Remove what an interrupted run left, and tell of it; `name` is the lineage's, or ""."""
+    if litter:
+        remove_litter(litter)
+        run.report.warning(name, f"removed what was left half made: {' '.join(litter)}")
+
+
 def tidy(run, lineage, in_service):
     """Remove what an interrupted run left, stage --key, make whole; return the InService then."""
     place = lineage.place
     tell_what_waits(run, lineage, in_service)
     if not run.dry_run:
-        if in_service.litter:
-            remove_litter(in_service.litter)
-            litter = " ".join(in_service.litter)
-            run.report.warning(place.name, f"removed what was left half made: {litter}")
+        tidy_up(run, place.name, in_service.litter)
         if in_service.number is not None:
             # of a rollback that was killed before its rename: in service it means nothing
             unmark(place, in_service.number, "rolled-back")
@@ -4968,7 +4996,7 @@ def can_wait(run, lineage, in_service, failure):
         return in_service.leaf is not None and run.now < in_service.leaf.not_before
     if failure.reason not in ("unreachable", "timeout") or run.command != "renew":
         return False
-    if run.network.broken or run.stores.broken:
+    if any(process.broken for process in (run.network, *run.stores.values())):
         return False
     state = next_state(run, lineage, "deferred", failure, None)
     after = lineage._replace(state=state, last_run=run.now)
@@ -5508,10 +5536,7 @@ def hold_config(run):
     lock(config, in_hook, run.dry_run)
     if run.dry_run:
         return
-    litter = litter_in(config + "/archive") + litter_in(config + "/certferry")
-    if litter:
-        remove_litter(litter)
-        run.report.warning("", f"removed what was left half made: {' '.join(litter)}")
+    tidy_up(run, "", litter_in(config + "/archive") + litter_in(config + "/certferry"))
 
 
 def read_environment(run):
@@ -5557,7 +5582,7 @@ def prepare(run):
         hold_config(run)
     lineages = load_all(run.config, run.names, run.changes)
     kinds = {source.kind for lineage in lineages for source in lineage.options.sources}
-    run = run._replace(stores=Stores(kinds))
+    run = run._replace(stores=start_stores(kinds))
     if run.key_source is not None:
         run = run._replace(key=read_given_key(run.key_source))
         # only now: who types a passphrase for ssh must not hold up the timer's run
