@@ -3021,14 +3021,6 @@ def _sync(folder):
         os.close(descriptor)
 
 
-def _set_acl(target, like):
-    """Give a file (path or descriptor) the ACL of `like`, and no other, where there are any."""
-    name = "system.posix_acl_access"
-    if hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
-        quietly(os.removexattr, target, name)  # what a folder's default ACL gave
-        quietly(lambda: os.setxattr(target, name, os.getxattr(like, name)))
-
-
 def _dress(target, like):
     """Give a file or folder (path or descriptor) owner, group, mode and ACL of `like`."""
     info = os.stat(like)
@@ -3039,7 +3031,10 @@ def _dress(target, like):
         os.chmod(target, mode & 0o2700)
         return
     os.chmod(target, mode)  # after chown, which clears the set-group-id bit
-    _set_acl(target, like)
+    acl = "system.posix_acl_access"
+    if hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
+        quietly(os.removexattr, target, acl)  # what a folder's default ACL gave
+        quietly(lambda: os.setxattr(target, acl, os.getxattr(like, acl)))
 
 
 def _create(path, data, mode, like=None):
@@ -3425,9 +3420,7 @@ def _certificate_flaw(files, leaf, chain):
             found = read_pem(data)[0]
         except ValueError:
             return flaw
-        is_right = found[:1] == [leaf.der]
-        if name == "chain.pem":
-            is_right = set(chain).issubset(found)
+        is_right = set(chain).issubset(found) if name == "chain.pem" else found[:1] == [leaf.der]
         if not is_right:
             return flaw
     return ""
@@ -3779,10 +3772,9 @@ def rehearse(leaf, chain, key):
     `leaf` is a Certificate, `chain` DER, `key` a path or a Secret. In a process of its own: it
     parses what came from outside, and holds the key. Failure (rehearsal).
     """
-    fullchain = to_pem((leaf.der,) + chain)
-    pem = key_pem(key)
+    pems = to_pem((leaf.der,) + chain), key_pem(key)
     try:
-        in_own_process(lambda: _shake_hands_in_memory(fullchain, pem), OPENSSL_SECONDS)
+        in_own_process(lambda: _shake_hands_in_memory(*pems), OPENSSL_SECONDS)
     except Failure as failure:
         raise Failure(
             "rehearsal",
