@@ -213,7 +213,7 @@ class Lineage(
 
 
 class InService(
-    collections.namedtuple("InService", "number leaf chain key_path staged owed linked flaw")
+    collections.namedtuple("InService", "number leaf chain key_path staged owed linked flaw litter")
 ):
     """What live/NAME/ shows, whatever it is made of.
 
@@ -221,7 +221,8 @@ class InService(
     Certificate or None, `chain` its issuers as DER. `key_path` is the private key's file or None,
     `staged` the paths of the staged keys. `owed` are the hooks that the version owes, () where only
     the services are still to be looked at, None where nothing is pending. `linked` says that the
-    four names are links through .current. `flaw` says what is not whole, "" where all is.
+    four names are links through .current. `flaw` says what is not whole, "" where all is. `litter`
+    are the paths of what an interrupted run left beside it.
     """
 
     @property
@@ -1862,7 +1863,7 @@ def _left(deadline):
 
 # What is said before TLS. A dialogue's steps are (what we say, how long the answer to it is, how a
 # good one begins). The second is a function of what was heard so far, and returns more than that
-# as long as more must come; None means that nothing is answered. {host} and {name} are filled in.
+# as long as more must come. {host} and {name} are filled in.
 
 
 def _as_long_as(pattern):
@@ -1872,9 +1873,7 @@ def _as_long_as(pattern):
     def measure(heard):
         """Return the length of the answer, more than was heard while it is not whole."""
         match = match_of(heard)
-        if match is None:
-            return len(heard) + 1
-        return match.end()
+        return match.end() if match else len(heard) + 1
 
     return measure
 
@@ -1896,6 +1895,7 @@ def _measure_mysql(heard):
     return 4 + int.from_bytes(heard[:3], "little")
 
 
+_NOTHING = _as_long_as(b"")
 _ONE_LINE = _as_long_as(rb"[^\n]*\n")
 # the lines of an answer begin NNN-, its last one NNN and a blank (RFC 5321, RFC 959); between them
 # FTP's may begin with anything; a line without a number is an answer, too, if not a good one
@@ -1908,11 +1908,11 @@ _FEATURES = _as_long_as(
     rb".*?(</(\w+:)?features\s*>|<(\w+:)?features\s*/>|</(\w+:)?(error|stream)>)"
 )
 _ELEMENT = _as_long_as(rb"\s*<[^>]*(/>|>\s*</[^>]*>)")
-_BER_LENGTH = rb"(?:[\0-\x7f]|\x81.|\x82..|\x83...|\x84....)"
 # MySQL's protocol 10: a version that ends with NUL, 4 bytes of thread, 8 of a challenge, NUL, and
-# the lower flags, whose second byte has the one for TLS
-_GREETING = rb".{4}\x0a[^\0]*\0.{14}[%b]" % b"".join(
-    b"\\x%02x" % flags for flags in range(256) if flags & 0x08
+# the lower flags, whose second byte has the one for TLS, 0x08
+_GREETING = (
+    rb".{4}\x0a[^\0]*\0.{14}[\x08-\x0f\x18-\x1f\x28-\x2f\x38-\x3f\x48-\x4f\x58-\x5f\x68-\x6f"
+    rb"\x78-\x7f\x88-\x8f\x98-\x9f\xa8-\xaf\xb8-\xbf\xc8-\xcf\xd8-\xdf\xe8-\xef\xf8-\xff]"
 )
 _STREAM = (
     "<?xml version='1.0'?><stream:stream to='{name}' version='1.0' xmlns='jabber:client' "
@@ -1940,7 +1940,7 @@ _DIALOGUES = {
         (
             "\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037",
             _measure_ber,
-            rb"\x30%b\x02\x01\x01\x78%b\x0a\x01\0" % (_BER_LENGTH, _BER_LENGTH),
+            rb"\x30.{1,5}\x02\x01\x01\x78.{1,5}\x0a\x01\0",  # the lengths take up to five bytes
         ),
     ),
     "xmpp": (
@@ -1954,7 +1954,7 @@ _DIALOGUES = {
     "postgres": (("\0\0\0\x08\x04\xd2\x16\x2f", _as_long_as(b"."), b"S"),),
     "mysql": (
         ("", _measure_mysql, _GREETING),
-        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, None, None),
+        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, _NOTHING, b""),
     ),
 }
 
@@ -1967,9 +1967,7 @@ def _own_name(connection):
     if "." in name and re.match(HOST_NAME, name):
         return name
     address = connection.getsockname()[0].partition("%")[0]
-    if ":" in address:
-        return f"[IPv6:{address}]"
-    return f"[{address}]"
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
 def _hear(connection, measure, deadline):
@@ -1987,30 +1985,27 @@ def _hear(connection, measure, deadline):
     return heard
 
 
-def _no_starttls(kind, heard):
-    """Return the Failure of an answer that is not the good one, with what can be read of it."""
-    runs = re.findall(rb"[ -~]{4,}", heard)
-    words = "refuses STARTTLS"
-    if runs:  # a line, or the text in a packet
-        words += f" ({plain(max(runs, key=len).decode(), 120)})"
-    return Failure("unreachable", words, f"Does it offer STARTTLS there ({kind})?")
-
-
 def _begin_tls(job, connection, deadline):
     """Hold the dialogue after which TLS begins; Failure where the server does not want it."""
     names = {"name": job.server_name, "host": _own_name(connection)}
     for said, measure, good in _DIALOGUES.get(job.kind, ()):
         connection.settimeout(_left(deadline))
         connection.sendall(said.format(**names).encode("latin-1"))
-        if measure is None:
-            continue
         heard = _hear(connection, measure, deadline)
         if not re.match(good, heard, re.DOTALL):
-            raise _no_starttls(job.kind, heard)
+            # its longest line, or the text in a packet
+            words = max(re.findall(rb"[ -~]{4,}", heard), key=len, default=b"without a word")
+            raise Failure(
+                "unreachable",
+                f"refuses STARTTLS ({plain(words.decode(), 120)})",
+                f"Does it offer STARTTLS there ({job.kind})?",
+            )
         if measure(heard) < len(heard):
-            # said in the clear, it would count as if it had been encrypted
-            words = "says more in the clear than was asked, before TLS begins"
-            raise Failure("unreachable", words, "Who else is on the way there?")
+            raise Failure(  # said in the clear, it would count as if it had been encrypted
+                "unreachable",
+                "says more in the clear than was asked, before TLS begins",
+                "Who else is on the way there?",
+            )
 
 
 # The handshake
@@ -2064,7 +2059,8 @@ _UNPROVEN = (
     "showed a certificate and did not prove that it holds its key",
     "It is an impostor, or demands a client certificate: name another port or source",
 )
-# What an exception's words are a sign of: the reason, what that means, what to do.
+# What an exception's words are a sign of: the reason, what that means, what to do. The first that
+# matches counts.
 _SIGNS = (
     ("timed out", "timeout", "gave no certificate in {seconds:g} s", "Is a firewall in between?"),
     ("unrecognized name", "unreachable", "does not serve {name}", "--sni HOST, a name it serves"),
@@ -2088,6 +2084,7 @@ _SIGNS = (
         "completes no TLS handshake",
         "Does it have TLS 1.2 or later, with ephemeral keys?",
     ),
+    ("", "unreachable", "cannot be reached ({words})", "Check the network and the address"),
 )
 
 
@@ -2095,48 +2092,41 @@ def _handshake_failure(error, job):
     """Return the Failure that an exception, or a Failure itself, stands for."""
     if isinstance(error, Failure):
         return error
-    words = str(error).lower().replace("_", " ")
+    text = str(error).lower().replace("_", " ")
+    details = {"seconds": job.timeout, "name": job.server_name, "words": words_of(error).lower()}
     for pattern, reason, message, hint in _SIGNS:
-        if re.search(pattern, words):
-            message = message.format(seconds=job.timeout, name=job.server_name)
-            return Failure(reason, message, hint)
-    words = f"cannot be reached ({words_of(error).lower()})"
-    return Failure("unreachable", words, "Check the network and the address")
-
-
-def _shake_hands(job, connection, excluded, deadline):
-    """Return the certificates (DER) that a peer has shown and proven, leaf first; or OSError."""
-    name = job.server_name
-    if is_address(name):
-        name = None
-    elif sys.version_info >= (3, 7):
-        name = name.encode()  # as in _resolve
-    options = {"server_hostname": name, "do_handshake_on_connect": False}
-    with _context(excluded).wrap_socket(connection, **options) as peer:
-        peer.settimeout(_left(deadline))
-        try:
-            peer.do_handshake()  # the proof; nothing is read: it would ask for a client certificate
-        except OSError as error:
-            if "timed out" in str(error) or not _shown_by(peer):
-                raise
-            raise Failure(*_UNPROVEN)
-        leaf = peer.getpeercert(binary_form=True)
-        return [leaf] + [der for der in _shown_by(peer) if der != leaf]
+        if re.search(pattern, text):
+            return Failure(reason, message.format(**details), hint)
 
 
 def _prove(job, excluded, address, deadline):
-    """Return the certificates (DER) of a completed handshake with an address; or OSError, Failure.
+    """Return the certificates (DER) of a completed handshake, leaf first; or OSError, Failure.
 
     `address` is (family, socket address). Before Python 3.10 the leaf comes alone.
     """
     import socket
 
     family, where = address
+    name = job.server_name
+    if is_address(name):
+        name = None
+    elif sys.version_info >= (3, 7):
+        name = name.encode()  # as in _resolve
+    options = {"server_hostname": name, "do_handshake_on_connect": False}
     with socket.socket(family, socket.SOCK_STREAM) as connection:
         connection.settimeout(_left(deadline))
         connection.connect(where)
         _begin_tls(job, connection, deadline)
-        return _shake_hands(job, connection, excluded, deadline)
+        with _context(excluded).wrap_socket(connection, **options) as peer:
+            peer.settimeout(_left(deadline))
+            try:
+                peer.do_handshake()  # the proof; to read would ask for a client certificate
+            except OSError as error:
+                if "timed out" in str(error) or not _shown_by(peer):
+                    raise
+                raise Failure(*_UNPROVEN)
+            leaf = peer.getpeercert(binary_form=True)
+            return [leaf] + [der for der in _shown_by(peer) if der != leaf]
 
 
 def _add_chain(job, excluded, address, deadline, leaf):
@@ -2148,7 +2138,7 @@ def _add_chain(job, excluded, address, deadline, leaf):
     command = ["openssl", "s_client", "-connect", where, "-showcerts", "-no_tls1", "-no_tls1_1"]
     command += ["-cipher", CIPHERS + excluded]
     if excluded:
-        command += ["-no_tls1_3"]
+        command.append("-no_tls1_3")
     if not is_address(job.server_name):
         command += ["-servername", job.server_name]
     if job.kind != "tls":
@@ -2160,12 +2150,18 @@ def _add_chain(job, excluded, address, deadline, leaf):
         blocks = re.findall(rb"(?ms)^-----BEGIN CERTIFICATE-----$.*?^-----END .*?$", output)
         ders, _ = read_pem(b"\n".join(blocks))
         if not ders:
-            words = "shows no chain in a second connection, which Python before 3.10 needs"
-            raise Failure("unreachable", words, "Does it limit connections? Run it again")
+            raise Failure(
+                "unreachable",
+                "shows no chain in a second connection, which Python before 3.10 needs",
+                "Does it limit connections? Run it again",
+            )
         if ders[0] == leaf:
             return ders
-    words = "showed another certificate at each handshake"
-    raise Failure("unreachable", words, "Name one member of the pool with --from")
+    raise Failure(
+        "unreachable",
+        "showed another certificate at each handshake",
+        "Name one member of the pool with --from",
+    )
 
 
 def _ask_address(job, address, deadline):
@@ -2203,14 +2199,12 @@ def _resolve(job, deadline):
     """Return [(family, socket address)] of a host, in the resolver's order; or Failure."""
     import socket
 
-    def look_up():
-        """Ask the resolver, which nothing can interrupt."""
-        # bytes, because text is encoded by a module that takes 4 ms to load
-        return socket.getaddrinfo(job.host.encode(), job.port, type=socket.SOCK_STREAM)
-
+    host = job.host.encode()  # because text is encoded by a module that takes 4 ms to load
     hint = "Check the name, and this host's resolver"
-    try:
-        found = in_time(look_up, _left(deadline))
+    try:  # nothing can interrupt the resolver
+        found = in_time(
+            lambda: socket.getaddrinfo(host, job.port, type=socket.SOCK_STREAM), _left(deadline)
+        )
     except TimeoutError:
         raise Failure("timeout", f"was not resolved in {job.timeout:g} s", hint)
     except OSError as error:
@@ -2219,8 +2213,11 @@ def _resolve(job, deadline):
     if job.role == "default":
         addresses = [address for address in addresses if not _is_own(*address)]
         if not addresses:
-            hint = "Name the server that has the certificate with --from HOST[:PORT]"
-            raise Failure("unreachable", "is this very machine", hint)
+            raise Failure(
+                "unreachable",
+                "is this very machine",
+                "Name the server that has the certificate with --from HOST[:PORT]",
+            )
     return addresses[:_MAX_ADDRESSES]
 
 
@@ -2374,13 +2371,16 @@ def _read_medium(path):
 
 def _run_command(command, seconds, environment, config):
     """Return what a shell command prints, if it ends with status 0 in time; else Failure."""
-    environment = command_environment(environment, config)
     shell = ["/bin/sh", "-c", command]
+    environment = command_environment(environment, config)
     try:
         status, output, errors = run_process(shell, environment, seconds, start_new_session=True)
     except TimeoutError:
-        hint = "Run it by hand, or give --timeout SECONDS"
-        raise Failure("timeout", f"did not end in {seconds:g} s", hint)
+        raise Failure(
+            "timeout",
+            f"did not end in {seconds:g} s",
+            "Run it by hand, or give --timeout SECONDS",
+        )
     if status != 0 or not output.strip():
         words = last_line(errors) or "it printed nothing"
         raise Failure("unreachable", f"ended with status {status} ({words})", "Run it by hand")
@@ -2438,7 +2438,7 @@ def _connect(given, parts):
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     _limit_tls(context)
     host, port = _end_of(parts)
-    connection = http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+    connection = http.client.HTTPSConnection(host, port, context=context)
     plain_socket = socket.create_connection((parts.hostname, port), seconds)
     connection.sock = context.wrap_socket(plain_socket, server_hostname=host)
     return connection
@@ -2452,10 +2452,13 @@ def _request(given, url, headers, body=None, is_redirected=False):
     import urllib.parse
 
     if not re.match(r"[ -~]*\Z", "".join(headers.values())):  # http.client's words would show it
-        words = "needs a credential, and this one has a character that HTTP forbids"
-        raise Failure("unreachable", words, "Correct it")
+        raise Failure(
+            "unreachable",
+            "needs a credential, and this one has a character that HTTP forbids",
+            "Correct it",
+        )
     parts = urllib.parse.urlsplit(url)
-    target = urllib.parse.urlunsplit(("", "", parts.path, parts.query, ""))
+    target = parts._replace(scheme="", netloc="").geturl()
     connection = _connect(given, parts)
     connection.request("POST" if body else "GET", target, body, headers)
     response = connection.getresponse()
@@ -2468,8 +2471,11 @@ def _request(given, url, headers, body=None, is_redirected=False):
             body = None
         return _request(given, place, headers, body, is_redirected=True)
     if response.status != 200:
-        hint = _STATUS.get(response.status) or _STATUS.get(response.status // 100, "Look there")
-        raise Failure("unreachable", f"does not give it (status {response.status})", hint)
+        raise Failure(
+            "unreachable",
+            f"does not give it (status {response.status})",
+            _STATUS.get(response.status) or _STATUS.get(response.status // 100, "Look there"),
+        )
     return data
 
 
@@ -2480,8 +2486,11 @@ def _vault_token(given, url, headers):
     if "VAULT_TOKEN" in given:
         return given["VAULT_TOKEN"]
     if "VAULT_ROLE_ID" not in given:
-        words = "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and VAULT_SECRET_ID_FILE"
-        raise Failure("unreachable", words, "Set it in certferry/environment")
+        raise Failure(
+            "unreachable",
+            "needs VAULT_TOKEN_FILE=PATH, or VAULT_ROLE_ID and VAULT_SECRET_ID_FILE",
+            "Set it in certferry/environment",
+        )
     login = {"role_id": given["VAULT_ROLE_ID"], "secret_id": given.get("VAULT_SECRET_ID", "")}
     answer = _request(given, url + "auth/approle/login", headers, json.dumps(login).encode())
     return str(_dig(answer, "auth", "client_token"))
@@ -2551,8 +2560,9 @@ def _azure_secret(given):
     return _pem_in(value)
 
 
-# How each kind of store is asked: a function from its settings, with the `place` (HOST:PORT), the
-# `target` (a path) and the `seconds` that it may take, to the bytes of a secret.
+# How each kind of store is asked: a function from its settings {name without _FILE: value}, with
+# the `place` (HOST:PORT), the `target` (a path), the `seconds` that it may take and, where there
+# are, `roots` (PEM text), to the bytes of a secret.
 _ASK_STORE = {"vault": _vault_secret, "azure": _azure_secret}
 
 
@@ -2568,8 +2578,11 @@ def _answer_store(kind, texts):
         words = str(getattr(error, "verify_message", "") or words_of(error))
         if "timed out" in words:
             raise Failure("timeout", f"gave no answer in {seconds:g} s", "Is it overloaded?")
-        hint = f"Is it running? {STORES[kind].roots} names other roots than the system's"
-        raise Failure("unreachable", f"gives no answer ({words.lower()})", hint)
+        raise Failure(
+            "unreachable",
+            f"gives no answer ({words.lower()})",
+            f"Is it running? {STORES[kind].roots} names other roots than the system's",
+        )
     except (ValueError, RecursionError, http.client.HTTPException):
         raise Failure("malformed", "answers with what cannot be read", "Is it the right one?")
 
@@ -2581,66 +2594,63 @@ def _read_setting(environment, name, is_path):
         try:
             value = read_safely(value, MAX_OFFER).decode("ascii", "ignore").strip()
         except (OSError, ValueError) as error:
-            words = f"needs {name}, and {value} cannot be read ({words_of(error).lower()})"
-            raise Failure("unreachable", words, "Is it in place?")
+            raise Failure(
+                "unreachable",
+                f"needs {name}, and {value} cannot be read ({words_of(error).lower()})",
+                "Is it in place?",
+            )
     if not value:
-        hint = "Set it in certferry/environment, or remove it"
-        raise Failure("unreachable", f"needs {name}, which is set and empty", hint)
+        raise Failure(
+            "unreachable",
+            f"needs {name}, which is set and empty",
+            "Set it in certferry/environment, or remove it",
+        )
     return value
 
 
-def _settings_of(store, environment):
-    """Return {name without _FILE: value} of the settings of a StoreKind that are set; or Failure.
+def start_stores(kinds):
+    """Return {kind: Child that asks it} for those of these kinds of source that are stores.
 
-    What is in files is read here: nobody can't. `roots` is the PEM text of roots.
+    Called before any key is read.
     """
-    settings = {}
+    modules = ("encodings.idna", "http.client", "json", "ssl", "urllib.parse")
+    return {
+        kind: Child(functools.partial(_answer_store, kind), modules)
+        for kind in kinds.intersection(STORES)
+    }
+
+
+def _read_store(source, seconds, environment, child):
+    """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
+    store = STORES[source.kind]
+    place = endpoint_text(source.host, source.port)
+    given = {"place": place, "target": source.target, "seconds": seconds}
+    # what is in files is read here: nobody can't
     for name in store.settings:
         short = re.sub("_FILE$", "", name)
-        if name in environment and short not in settings:
-            settings[short] = _read_setting(environment, name, short != name)
+        if name in environment and short not in given:
+            given[short] = _read_setting(environment, name, short != name)
     if store.roots in environment:
-        settings["roots"] = _read_setting(environment, store.roots, True)
-    return settings
-
-
-class Stores:
-    """The processes that ask stores, one for each kind, forked before any key is read."""
-
-    def __init__(self, kinds):
-        """Fork one for each of these kinds of source that is a store."""
-        modules = ("encodings.idna", "http.client", "json", "ssl", "urllib.parse")
-        self.children = {}
-        for kind in kinds.intersection(STORES):
-            self.children[kind] = Child(functools.partial(_answer_store, kind), modules)
-
-    @property
-    def broken(self):
-        """Return why no more answers of one kind can come, "" while all is well."""
-        return "".join(child.broken for child in self.children.values())
-
-    def fetch(self, source, seconds, environment):
-        """Return the bytes of a secret: PEM, or PKCS#12; or Failure."""
-        given = _settings_of(STORES[source.kind], environment)
-        place = endpoint_text(source.host, source.port)
-        given.update(place=place, target=source.target, seconds=str(seconds))
-        child = self.children[source.kind]
-        texts = [f"{name}={value}" for name, value in given.items()]
-        return child.answer(child.submit(texts, seconds)).data
+        given["roots"] = _read_setting(environment, store.roots, True)
+    texts = [f"{name}={value}" for name, value in given.items()]
+    return child.answer(child.submit(texts, seconds)).data
 
 
 # What the rest of the file asks
 
 
 def fetch(source, seconds, environment, config, stores):
-    """Return the Answer of a source of the kinds in KEY_HOLDING; a Failure begins with its text."""
+    """Return the Answer of a source of the kinds in KEY_HOLDING; a Failure begins with its text.
+
+    `stores` are the processes of start_stores().
+    """
     try:
         if source.kind == "file":
             data = _read_medium(source.target)
         elif source.kind == "exec":
             data = _run_command(source.target, seconds, environment, config)
         else:
-            data = stores.fetch(source, seconds, environment)
+            data = _read_store(source, seconds, environment, stores[source.kind])
             if data[:1] == b"\x30":
                 data = open_pkcs12(data)
     except Failure as failure:
@@ -2655,11 +2665,6 @@ def fetch(source, seconds, environment, config, stores):
     return Answer(data=data)
 
 
-def _is_issuer(der):
-    """Say whether a certificate is an authority's; ValueError where it can't be read."""
-    return issuer_flaw(parse_certificate(der)) == ""
-
-
 def read_offer(source, answer):
     """Return the Offer in a source's Answer; Failure (malformed) where there is none."""
     try:
@@ -2670,8 +2675,8 @@ def read_offer(source, answer):
             raise ValueError("no certificate in it")
         for der in ders:
             parse_certificate(der)
-        if source.kind in KEY_HOLDING:  # in any order
-            ders.sort(key=_is_issuer)
+        if source.kind in KEY_HOLDING:  # in any order: authorities last
+            ders.sort(key=lambda der: issuer_flaw(parse_certificate(der)) == "")
         elif key:
             raise ValueError("a private key, which no handshake brings")
     except ValueError as error:
@@ -2933,8 +2938,11 @@ def _refuse_foreign(path, info):
             None, f"{path} belongs to uid {info.st_uid}", f"Try: chown root {shell_quote(path)}"
         )
     if info.st_mode & 0o022 and not stat.S_ISLNK(info.st_mode):
-        words = f"{path}, of uid {info.st_uid}, can be written by others"
-        raise Failure(None, words, f"Try: chmod go-w {shell_quote(path)}")
+        raise Failure(
+            None,
+            f"{path}, of uid {info.st_uid}, can be written by others",
+            f"Try: chmod go-w {shell_quote(path)}",
+        )
 
 
 @memoized  # a thousand lineages share three of their four folders
@@ -2966,8 +2974,11 @@ def read_text(path):
     """Return the text of a record that nobody else can write; Failure, OSError."""
     info = os.lstat(path)
     if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_RECORD:
-        words = f"{path} is no regular file of at most {MAX_RECORD} bytes"
-        raise Failure(None, words, "Put the file itself there")
+        raise Failure(
+            None,
+            f"{path} is no regular file of at most {MAX_RECORD} bytes",
+            "Put the file itself there",
+        )
     _refuse_foreign(path, info)
     return os.fsdecode(_read_plain(path, MAX_RECORD))  # as arguments are
 
@@ -2995,8 +3006,7 @@ def read_roots(path):
         if isinstance(error, PermissionError):
             name = shell_quote("/etc/ssl/" + os.path.basename(path))
             hint = f"Try: install -m 644 {shell_quote(path)} /etc/ssl/, then --ca-file {name}"
-        words = f"the --ca-file {path} cannot be used ({words_of(error)})"
-        raise Failure("untrusted", words, hint)
+        raise Failure("untrusted", f"the --ca-file {path} cannot be used ({words_of(error)})", hint)
 
 
 # How files are written
@@ -3011,15 +3021,6 @@ def _sync(folder):
         os.close(descriptor)
 
 
-def _set_acl(target, like):
-    """Give a file (path or descriptor) the ACL of `like`, and no other, where there are any."""
-    name = "system.posix_acl_access"
-    if not hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
-        return
-    quietly(os.removexattr, target, name)  # what a folder's default ACL gave
-    quietly(lambda: os.setxattr(target, name, os.getxattr(like, name)))
-
-
 def _dress(target, like):
     """Give a file or folder (path or descriptor) owner, group, mode and ACL of `like`."""
     info = os.stat(like)
@@ -3030,7 +3031,10 @@ def _dress(target, like):
         os.chmod(target, mode & 0o2700)
         return
     os.chmod(target, mode)  # after chown, which clears the set-group-id bit
-    _set_acl(target, like)
+    acl = "system.posix_acl_access"
+    if hasattr(os, "getxattr"):  # FreeBSD's Python knows no extended attributes
+        quietly(os.removexattr, target, acl)  # what a folder's default ACL gave
+        quietly(lambda: os.setxattr(target, acl, os.getxattr(like, acl)))
 
 
 def _create(path, data, mode, like=None):
@@ -3057,16 +3061,10 @@ def _hidden(path):
 
 
 def _remove(path):
-    """Remove a file, a link or a version's folder, if it is there."""
-    if not os.path.lexists(path):
-        return
+    """Remove a file, a link, or a folder with all that is in it."""
     if os.path.islink(path) or not os.path.isdir(path):
         os.unlink(path)
         return
-    hidden = _hidden(path)
-    if not path.endswith(LITTER):
-        os.rename(path, hidden)  # half removed it is no version, but litter
-        path = hidden
     for name in os.listdir(path):
         _remove(f"{path}/{name}")
     os.rmdir(path)
@@ -3112,21 +3110,18 @@ def _make_folders(place):
         make_folder(path)
 
 
-def remove_litter(folder):
-    """Remove what an interrupted run left in a folder; return the paths. The lock is held."""
-    names = list_folder(folder)
-    found = [f"{folder}/{name}" for name in names if name.endswith(LITTER)]
-    for path in found:
+def litter_in(folder):
+    """Return the paths of what an interrupted run left in a folder."""
+    return [f"{folder}/{name}" for name in list_folder(folder) if name.endswith(LITTER)]
+
+
+def remove_litter(paths):
+    """Remove what an interrupted run left. The lock is held."""
+    for path in filter(os.path.lexists, paths):
         _remove(path)
-    return found
 
 
 # Records on the disk
-
-
-def save_state(place, state):
-    """Write NAME.state in one rename."""
-    write_file(place.state, os.fsencode(format_state(state)))
 
 
 def touch_state(place, now):
@@ -3136,9 +3131,7 @@ def touch_state(place, now):
 
 def save_conf(place, given):
     """Write the remembered options to NAME.conf, touching only the lines that changed."""
-    text = ""
-    if os.path.lexists(place.conf):
-        text = read_text(place.conf)
+    text = read_text(place.conf) if os.path.lexists(place.conf) else ""
     write_file(place.conf, os.fsencode(edit_conf(text, given, place.conf)))
 
 
@@ -3174,9 +3167,11 @@ def lock(config, in_hook, dry_run):
                 "systemctl start --no-block certferry.service",
             )
         if time.monotonic() >= deadline:
-            words = f"another run has held {path} for over {LOCK_SECONDS} s"
-            hint = f"Wait for it, or see what it does: fuser -v {shell_quote(path)}"
-            raise Failure(None, words, hint)
+            raise Failure(
+                None,
+                f"another run has held {path} for over {LOCK_SECONDS} s",
+                f"Wait for it, or see what it does: fuser -v {shell_quote(path)}",
+            )
         time.sleep(0.1)
 
 
@@ -3269,7 +3264,7 @@ def _number_in(place, path):
 def version_numbers(place):
     """Return the numbers of the versions that there are, the newest first."""
     numbers = [_number_in(place, name) for name in list_folder(place.archive)]
-    return sorted((number for number in numbers if number is not None), reverse=True)
+    return sorted(filter(None, numbers), reverse=True)
 
 
 def next_number(place):
@@ -3281,11 +3276,10 @@ def pointed_number(place):
     """Return the number of the version that .current leads to, None where it leads to none."""
     try:
         target = os.readlink(place.pointer)
-        number = _number_in(place, target)
         # live, or live/NAME, may be a link to elsewhere
         folder = os.path.join(place.live, os.path.dirname(target))
         if os.path.samefile(folder, place.archive):
-            return number
+            return _number_in(place, target)
     except OSError:
         pass  # no link: nothing there, or a folder
     return None
@@ -3327,13 +3321,13 @@ def version_key(place, version):
     return None
 
 
-def read_pending(place, number):
+def _read_pending(place, number):
     """Return the hooks that a version owes, None where nothing is pending."""
     try:
         text = read_text(place.version(number) + "/pending")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return tuple(hook for hook in text.split("\n") if hook)
+    return tuple(filter(None, text.split("\n")))
 
 
 def _pending_bytes(hooks):
@@ -3349,25 +3343,20 @@ def _mark(place, number, name, data):
     _sync(folder)
 
 
-def _unmark(place, number, name):
-    """Remove such a file, if it is there."""
+def unmark(place, number, name):
+    """Remove a version's `pending` or `rolled-back`, if it is there."""
     path = f"{place.version(number)}/{name}"
     if os.path.lexists(path):
-        _remove(path)
+        os.unlink(path)
         _sync(os.path.dirname(path))
 
 
 def write_pending(place, number, hooks):
     """Make a version owe these hooks; None makes it owe nothing."""
     if hooks is None:
-        _unmark(place, number, "pending")
+        unmark(place, number, "pending")
     else:
         _mark(place, number, "pending", _pending_bytes(hooks))
-
-
-def forget_rollback_mark(place, number):
-    """Remove the mark of a rollback that was killed before its rename: it means nothing here."""
-    _unmark(place, number, "rolled-back")
 
 
 # What is in service
@@ -3396,9 +3385,7 @@ def _shown_path(place, number, name):
 
 def _read_shown(place, path):
     """Return the bytes behind a live name, none of what is missing or no regular file; OSError."""
-    read = read_safely
-    if path.startswith(place.archive + "/"):
-        read = _read_plain
+    read = _read_plain if path.startswith(place.archive + "/") else read_safely
     try:
         return read(path, MAX_OFFER)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -3433,9 +3420,7 @@ def _certificate_flaw(files, leaf, chain):
             found = read_pem(data)[0]
         except ValueError:
             return flaw
-        is_right = found[:1] == [leaf.der]
-        if name == "chain.pem":
-            is_right = set(chain).issubset(found)
+        is_right = set(chain).issubset(found) if name == "chain.pem" else found[:1] == [leaf.der]
         if not is_right:
             return flaw
     return ""
@@ -3457,11 +3442,11 @@ def _shown_certificates(place, number):
 
 
 def _key_flaw(path, leaf, fitting):
-    """Return what is wrong with the file that is to have the key of a leaf, or "".
+    """Return what is wrong with the file that has the key of a leaf, None for none, or "".
 
     `fitting` is the key_record() of one that was seen to fit.
     """
-    if not os.path.exists(path):
+    if path is None:
         return "has no private key"
     if fitting == key_record(path, leaf):
         return ""
@@ -3481,23 +3466,18 @@ def look(place, fitting=""):
         folders.append(place.version(number))
     for folder in filter(os.path.lexists, folders):
         check_folder(folder)
-    owed = None
-    linked = False
-    if number is not None:
-        owed = read_pending(place, number)
-        linked = all(_is_link(place, name) for name in MEMBERS)
+    owed = None if number is None else _read_pending(place, number)
+    linked = number is not None and all(_is_link(place, name) for name in MEMBERS)
     leaf, chain, flaw = _shown_certificates(place, number)
     key_path = _shown_path(place, number, "privkey.pem")
-    if leaf:
-        key_flaw = _key_flaw(key_path, leaf, fitting)
-        if key_flaw:
-            flaw = key_flaw
     if not os.path.exists(key_path):
         key_path = None
+    if leaf:
+        flaw = _key_flaw(key_path, leaf, fitting) or flaw
     names = list_folder(place.live)
-    staged = [name for name in names if name.startswith("privkey-") and name.endswith(".pem")]
-    staged = tuple(map(place.member, staged))
-    return InService(number, leaf, chain, key_path, staged, owed, linked, flaw)
+    litter = tuple(place.member(name) for name in names if name.endswith(LITTER))
+    staged = tuple(place.member(name) for name in names if re.match(r"privkey-.*\.pem\Z", name))
+    return InService(number, leaf, chain, key_path, staged, owed, linked, flaw, litter)
 
 
 def usable_keys(place, in_service, versions):
@@ -3581,12 +3561,11 @@ def _clear_pointer(place):
     if os.path.islink(place.pointer) or not os.path.isdir(place.pointer):
         return
     if any(_is_link(place, name) for name in MEMBERS):
-        live = shell_quote(place.live)
         raise Failure(
             None,
             f"{place.pointer} is a folder, and servers read through it",
-            f"Try: cd {live} && for name in cert chain fullchain privkey; do cp -p "
-            ".current/$name.pem .$name.new && mv .$name.new $name.pem; done",
+            f"Try: cd {shell_quote(place.live)} && for name in cert chain fullchain privkey; do "
+            "cp -p .current/$name.pem .$name.new && mv .$name.new $name.pem; done",
         )
     os.rename(place.pointer, _free_name(place.pointer + ".folder"))
 
@@ -3621,11 +3600,8 @@ def link_missing_names(place):
 
 def _shows_version(place, number):
     """Say whether every live name shows the bytes of a version."""
-    for name in MEMBERS:
-        shown = _read_shown(place, place.member(name))
-        if shown != _read_shown(place, f"{place.version(number)}/{name}"):
-            return False
-    return True
+    shown = [_read_shown(place, place.member(name)) for name in MEMBERS]
+    return shown == [_read_shown(place, f"{place.version(number)}/{name}") for name in MEMBERS]
 
 
 def settle(place, in_service):
@@ -3647,8 +3623,15 @@ def settle(place, in_service):
     if not in_service.is_whole:
         return
     if in_service.number is None or not _shows_version(place, in_service.number):  # (d)
-        leaf, chain, key = in_service.leaf, in_service.chain, in_service.key_path
-        _point_to(place, _make_version(place, in_service, leaf, chain, key, in_service.owed))
+        number = _make_version(
+            place,
+            in_service,
+            in_service.leaf,
+            in_service.chain,
+            in_service.key_path,
+            in_service.owed,
+        )
+        _point_to(place, number)
     _link_names(place)  # (c)
 
 
@@ -3666,8 +3649,8 @@ def _put_key_aside(place, in_service, leaf):
         if path == place.member("privkey.pem"):
             os.rename(path, _free_name(path + ".damaged"))
     else:
-        known = [version for version in load_versions(place) if fits(public, version.leaf)]
-        if not any(version_key(place, version) for version in known):
+        versions = load_versions(place)
+        if not any(fits(public, each.leaf) and version_key(place, each) for each in versions):
             stage_key(place, key_pem(path), public)
     if in_service.leaf is None:
         _link_name(place, "privkey.pem")
@@ -3700,9 +3683,8 @@ def rollback_target(place, in_service, now):
             continue
         if version.rolled_back or (version.leaf, version.chain) == shown:
             continue
-        if not version.leaf.not_before <= now <= version.leaf.not_after:
-            continue
-        if version_key(place, version):
+        is_valid = version.leaf.not_before <= now <= version.leaf.not_after
+        if is_valid and version_key(place, version):
             return version
     return None
 
@@ -3718,7 +3700,9 @@ def _prune(place, in_service, now):
         kept.append(target.number)
     for number in numbers:
         if number not in kept:
-            _remove(place.version(number))
+            folder = place.version(number)
+            os.rename(folder, _hidden(folder))  # half removed it is no version, but litter
+            _remove(_hidden(folder))
     _sync(place.archive)
 
 
@@ -3733,8 +3717,7 @@ def install(place, in_service, leaf, chain, key, owed, now):
     """
     settle(place, in_service)  # 1
     number = _make_version(place, in_service, leaf, chain, key, owed)  # 2, 3
-    installed = _go_live(place, in_service, number, leaf)  # 4, 5
-    installed = remove_staged(installed)
+    installed = remove_staged(_go_live(place, in_service, number, leaf))  # 4, 5
     _prune(place, installed, now)
     return installed
 
@@ -3789,10 +3772,9 @@ def rehearse(leaf, chain, key):
     `leaf` is a Certificate, `chain` DER, `key` a path or a Secret. In a process of its own: it
     parses what came from outside, and holds the key. Failure (rehearsal).
     """
-    fullchain = to_pem((leaf.der,) + chain)
-    pem = key_pem(key)
+    pems = to_pem((leaf.der,) + chain), key_pem(key)
     try:
-        in_own_process(lambda: _shake_hands_in_memory(fullchain, pem), OPENSSL_SECONDS)
+        in_own_process(lambda: _shake_hands_in_memory(*pems), OPENSSL_SECONDS)
     except Failure as failure:
         raise Failure(
             "rehearsal",
@@ -3854,17 +3836,6 @@ def _check_file(path):
         _check_file(os.path.join(folder, os.readlink(path)))
 
 
-def _arguments(hook, config):
-    """Return the command line of a hook; Failure for a file that somebody else could change."""
-    folder = config + "/renewal-hooks"
-    if not hook.startswith(folder + "/") or not os.path.lexists(hook):
-        return ["/bin/sh", "-c", hook]
-    check_folder(folder)
-    _check_file(hook)
-    # by a shell, which also runs a file without a #! line
-    return ["/bin/sh", "-c", 'exec "$0"', hook]
-
-
 def run_hook(hook, config, environment, variables, pass_on):
     """Run a hook and return ("" or what went wrong, seconds that it took).
 
@@ -3875,10 +3846,16 @@ def run_hook(hook, config, environment, variables, pass_on):
     for name in CREDENTIALS:
         environment.pop(name, None)
     environment.update(variables)
+    folder = config + "/renewal-hooks"
+    command = ["/bin/sh", "-c", hook]
     started = time.monotonic()
     wrong = ""
     try:
-        command = _arguments(hook, config)
+        if hook.startswith(folder + "/") and os.path.lexists(hook):
+            check_folder(folder)
+            _check_file(hook)
+            # by a shell, which also runs a file without a #! line
+            command = ["/bin/sh", "-c", 'exec "$0"', hook]
         status, _, said = run_process(
             command, environment, HOOK_SECONDS, pass_on=pass_on, start_new_session=True
         )
@@ -4424,7 +4401,7 @@ class Crossing(
 # An offer that the judge accepted, as it would be written; key is a path or a Secret.
 Choice = collections.namedtuple("Choice", "source leaf chain key is_news")
 
-NOTHING = InService(None, None, (), None, (), None, False, "has no certificate")
+NOTHING = InService(None, None, (), None, (), None, False, "has no certificate", ())
 
 
 def failure_of(error):
@@ -4663,16 +4640,22 @@ def tell_what_waits(run, lineage, in_service):
             warn(place.name, f"{path} is another user's key, and is not used", hint)
 
 
+def tidy_up(run, name, litter):
+    """Remove what an interrupted run left, and tell of it; `name` is the lineage's, or ""."""
+    if litter:
+        remove_litter(litter)
+        run.report.warning(name, f"removed what was left half made: {' '.join(litter)}")
+
+
 def tidy(run, lineage, in_service):
     """Remove what an interrupted run left, stage --key, make whole; return the InService then."""
     place = lineage.place
     tell_what_waits(run, lineage, in_service)
     if not run.dry_run:
-        removed = remove_litter(place.live)
-        if removed:
-            run.report.warning(place.name, f"removed what was left half made: {' '.join(removed)}")
+        tidy_up(run, place.name, in_service.litter)
         if in_service.number is not None:
-            forget_rollback_mark(place, in_service.number)
+            # of a rollback that was killed before its rename: in service it means nothing
+            unmark(place, in_service.number, "rolled-back")
             if in_service.leaf and not in_service.linked:
                 linked = link_missing_names(place)
                 if linked:
@@ -4954,7 +4937,7 @@ def can_wait(run, lineage, in_service, failure):
         return in_service.leaf is not None and run.now < in_service.leaf.not_before
     if failure.reason not in ("unreachable", "timeout") or run.command != "renew":
         return False
-    if run.network.broken or run.stores.broken:
+    if any(process.broken for process in (run.network, *run.stores.values())):
         return False
     state = next_state(run, lineage, "deferred", failure, None)
     after = lineage._replace(state=state, last_run=run.now)
@@ -5158,7 +5141,7 @@ def record(run, before, outcome, state):
         if in_service.is_whole:
             state = state._replace(key_file=key_record(in_service.key_path, in_service.leaf))
         if state != before.state or before.last_run is None:
-            save_state(place, state)
+            write_file(place.state, os.fsencode(format_state(state)))
         touch_state(place, run.now)
     except (Failure, OSError) as error:
         if outcome.reason != "storage":  # which says the same
@@ -5211,8 +5194,8 @@ def conclude(run, crossing):
     choice, source = crossing.choice, None
     if choice:
         source = choice.source.text
-    before = crossing.before._replace(owed=None)  # pending is no change
-    after = crossing.in_service._replace(owed=None)
+    before = crossing.before._replace(owed=None, litter=())  # these are no change of the lineage
+    after = crossing.in_service._replace(owed=None, litter=())
     result = result_of(crossing)
     problem = crossing.failure or crossing.waiting
     lineage = crossing.lineage._replace(given=crossing.given)
@@ -5465,9 +5448,7 @@ def hold_config(run):
     lock(config, in_hook, run.dry_run)
     if run.dry_run:
         return
-    removed = remove_litter(config + "/archive") + remove_litter(config + "/certferry")
-    if removed:
-        run.report.warning("", f"removed what was left half made: {' '.join(removed)}")
+    tidy_up(run, "", litter_in(config + "/archive") + litter_in(config + "/certferry"))
 
 
 def read_given_key(source):
@@ -5504,7 +5485,7 @@ def prepare(run):
         hold_config(run)
     lineages = load_all(run.config, run.names, run.changes)
     kinds = {source.kind for lineage in lineages for source in lineage.options.sources}
-    run = run._replace(stores=Stores(kinds))
+    run = run._replace(stores=start_stores(kinds))
     if run.key_source is not None:
         run = run._replace(key=read_given_key(run.key_source))
         # only now: who types a passphrase for ssh must not hold up the timer's run
