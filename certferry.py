@@ -5977,7 +5977,7 @@ def _systemctl(*words):
     """Return (exit status, output) of systemctl for the timer."""
     command = ["systemctl", *words, "certferry.timer"]
     try:
-        status, output, errors = run_process(command, os.environ, 60, MAX_RECORD)
+        status, output, errors = run_process(command, os.environ, 60)
     except (OSError, ValueError) as error:
         return 1, str(error)
     return status, (output + errors).decode("utf-8", "replace")
