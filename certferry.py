@@ -283,9 +283,7 @@ class Outcome(
     @property
     def reason(self):
         """Return the word of the README's table for the problem, or None."""
-        if self.problem is None:
-            return None
-        return self.problem.reason or None
+        return (self.problem.reason or None) if self.problem else None
 
 
 class Secret:
@@ -499,9 +497,7 @@ def parse_endpoint(text, port):
 
 def endpoint_text(host, port):
     """Return HOST:PORT, with brackets around an IPv6 address."""
-    if ":" in host:
-        return f"[{host}]:{port}"
-    return f"{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @memoized  # many lineages, few upstreams
@@ -568,7 +564,6 @@ _read_share = _matching(
     r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
     "a share of the lifetime such as 25%, or days such as 10d",
 )
-_read_seconds = _matching(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float)
 
 # Each option that is remembered, and how one text is read; Options has their values in this order.
 REMEMBERED = {
@@ -581,7 +576,7 @@ REMEMBERED = {
     "when": _matching("always|due", "always or due"),
     "warn": _read_share,
     "critical": _read_share,
-    "timeout": _read_seconds,
+    "timeout": _matching(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float),
     "enabled": _matching("yes|no", "yes or no"),
 }
 
@@ -589,12 +584,13 @@ REMEMBERED = {
 def _read_values(given, readers, defaults):
     """Return a named tuple like `defaults`, a field for each reader, of {key: [text, ...]}.
 
-    A field whose default is a tuple may repeat. ValueError(key, what is wrong).
+    A field whose default is a tuple may repeat; keys without a reader are skipped. ValueError(key,
+    what is wrong).
     """
     values = dict(zip(readers, defaults))
     for key, texts in given.items():
         if key not in readers:
-            raise ValueError(key, f"unknown key (known: {' '.join(readers)})")
+            continue
         repeats = isinstance(values[key], tuple)
         if len(texts) > 1 and not repeats:
             raise ValueError(key, "it takes one value")
@@ -608,6 +604,9 @@ def _read_values(given, readers, defaults):
 
 def parse_options(given):
     """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong)."""
+    for key in given:
+        if key not in REMEMBERED:
+            raise ValueError(key, f"unknown key (known: {' '.join(REMEMBERED)})")
     return _read_values(given, REMEMBERED, NO_OPTIONS)
 
 
@@ -623,9 +622,7 @@ def merge_options(given, changes):
 
 def config_flags(config):
     """Return the words with which a command finds the config dir, none for the default one."""
-    if config == CONFIG_DIR:
-        return ()
-    return ("--config-dir", config)
+    return () if config == CONFIG_DIR else ("--config-dir", config)
 
 
 def sources_of(lineage):
@@ -648,68 +645,67 @@ def _bad_line(path, number, what):
 
 
 def _read_record(text, path):
-    """Return ({key: [text, ...]}, {line number: key}) of KEY = VALUE lines; or Failure.
+    """Return ({key: [text, ...]}, [the key that each line belongs to]) of a record; or Failure.
 
-    What INI files have in common: texts below a key are indented deeper, # begins a comment line.
-    Nothing is interpolated, for `date +%F` in a hook. configparser would cost 2 ms to import.
-    Comments and blank lines are no key's.
+    KEY = VALUE lines, with what INI files have in common: texts below a key are indented deeper, #
+    begins a comment line. Nothing is interpolated, for `date +%F` in a hook. configparser would
+    cost 2 ms to import. Comments and blank lines belong to the key "".
     """
     found = {}
-    owners = {}
+    owners = []
     key = ""
     key_indent = MAX_RECORD  # the first line is not below another, whatever its indent
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() also splits inside hooks
         words = line.strip()
         if words[:1] in ("", "#"):
+            owners.append("")
             continue
         indent = len(line) - len(line.lstrip())
         if indent <= key_indent:
             key, equals, words = [part.strip() for part in line.partition("=")]
             if not equals or len(key.split()) != 1 or "\0" in line:
                 raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
-            if key in owners.values():
+            if key in owners:
                 raise _bad_line(path, number, f"{plain(key)} is given twice")
             key_indent = indent
-        owners[number] = key
+        owners.append(key)
         if words:
             found.setdefault(key, []).append(words)
     return found, owners
 
 
-def _parse_record(record, path, readers, defaults):
-    """Return ({key: [text, ...]}, named tuple) of a record; Failure with file and line if wrong."""
-    given, owners = record
+def _parse_record(text, path, parse):
+    """Return ({key: [text, ...]}, what parse() makes of that) of a record.
+
+    Failure with file and line where it is wrong.
+    """
+    given, owners = _read_record(text, path)
     try:
-        return given, _read_values(given, readers, defaults)
+        return given, parse(given)
     except ValueError as error:
         key, what = error.args
-        numbers = [number for number, owner in owners.items() if owner == key]
-        raise _bad_line(path, numbers[0], f"{plain(key)}: {what}")
+        raise _bad_line(path, owners.index(key) + 1, f"{plain(key)}: {what}")
 
 
 def parse_conf(text, path):
     """Return ({key: [text, ...]}, Options) of a NAME.conf; Failure with file and line if wrong."""
-    return _parse_record(_read_record(text, path), path, REMEMBERED, NO_OPTIONS)
-
-
-def _entry(key, texts):
-    """Return the lines of a key: one text beside it, several below it."""
-    if len(texts) == 1:
-        return f"{key} = {texts[0]}\n"
-    return "\n    ".join([f"{key} =", *texts]) + "\n"
+    return _parse_record(text, path, parse_options)
 
 
 def edit_conf(text, given, path):
     """Return the text of a NAME.conf with other options: comments, order and the rest are kept."""
     found, owners = _read_record(text, path)
-    changed = [key for key in REMEMBERED if found.get(key, []) != given.get(key, [])]
+    changed = [key for key in REMEMBERED if found.get(key) != given.get(key)]
     edited = ""
-    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
-        if owners.get(number) not in changed:
+    for line, key in zip(text.rstrip("\n").split("\n"), owners):
+        if key not in changed:
             edited += line + "\n"
     for key in changed:
-        if key in given:
-            edited += _entry(key, given[key])
+        texts = given.get(key, [])
+        if texts:
+            # one text beside its key, several below it
+            before = " " if len(texts) == 1 else "\n    "
+            edited += before.join([f"{key} =", *texts]) + "\n"
     return edited.lstrip("\n")
 
 
@@ -752,10 +748,12 @@ _STATE_READERS = {
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
-    found, owners = _read_record(text, path)
-    # a later version may have written more
-    known = {key: found[key] for key in found if key in _STATE_READERS}
-    return _parse_record((known, owners), path, _STATE_READERS, NO_STATE)[1]
+
+    def parse(given):
+        """Return the State; what a later version may have written besides is skipped."""
+        return _read_values(given, _STATE_READERS, NO_STATE)
+
+    return _parse_record(text, path, parse)[1]
 
 
 def format_state(state):
@@ -765,7 +763,7 @@ def format_state(state):
     )
     for (key, reader), value in zip(_STATE_READERS.items(), state):
         if value:
-            text += _entry(key, [iso_time(value) if reader is utc_seconds else str(value)])
+            text += f"{key} = {iso_time(value) if reader is utc_seconds else value}\n"
     return text
 
 
