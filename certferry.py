@@ -630,9 +630,9 @@ def sources_of(lineage):
     return lineage.options.sources or (parse_source(lineage.name),)
 
 
-def command_text(name, changes, extra=(), command=("certferry",)):
-    """Return the whole command for a lineage with these options, quoted for a shell."""
-    words = [*command, name, *extra]
+def command_text(word, changes, extra=()):
+    """Return the whole command with a NAME or command word and these options, as a shell takes it."""
+    words = ["certferry", word, *extra]
     for key, texts in changes.items():
         for text in texts:
             words += [f"--{key}", text]
@@ -814,26 +814,20 @@ _SIGNATURES = (  # the AlgorithmIdentifiers of signatures with SHA-256, 384 or 5
 _DNS_NAME = rf"(?:\*\.(?=[^.]+\.))?{HOST_NAME}"
 
 
-def _read_length(data, at):
-    """Return (length, where the content begins) of the DER length at `at`; or ValueError."""
-    length = data[at]
-    at += 1
-    if length < 0x80:
-        return length, at
-    size = length & 0x7F
-    if not 1 <= size <= 3:
-        raise ValueError("a length that is indefinite or over 16 MiB")
-    return int.from_bytes(data[at : at + size], "big"), at + size
-
-
 def _elements(data):
     """Return [(tag, content, whole)] of the DER elements that the bytes are; ValueError else."""
     found = []
     start = 0
     while start < len(data):
-        if start + 2 > len(data) or data[start] & 0x1F == 0x1F:
+        begin = start + 2
+        if begin > len(data) or data[start] & 0x1F == 0x1F:
             raise ValueError("an element that is cut off, or a tag of several bytes")
-        length, begin = _read_length(data, start + 1)
+        length = data[start + 1]
+        if length >= 0x80:  # it tells how many bytes of length follow
+            begin += length & 0x7F
+            if not 1 <= length & 0x7F <= 3:
+                raise ValueError("a length that is indefinite or over 16 MiB")
+            length = int.from_bytes(data[start + 2 : begin], "big")
         end = begin + length
         if end > len(data):
             raise ValueError("an element longer than what holds it")
@@ -842,21 +836,17 @@ def _elements(data):
     return found
 
 
-def _tags(elements):
-    """Return the tags of some elements as bytes."""
-    return bytes([tag for tag, _, _ in elements])
-
-
 def _sequence(data, *shapes):
     """Return the elements of a SEQUENCE's bytes; ValueError where their tags are none of `shapes`.
 
     Without a shape they may be anything.
     """
     outer = _elements(data)
-    if _tags(outer) != b"\x30":
+    if len(outer) != 1 or data[0] != 0x30:
         raise ValueError("no DER sequence")
     found = _elements(outer[0][1])
-    if shapes and _tags(found) not in shapes:
+    tags = bytes(tag for tag, _, _ in found)
+    if shapes and tags not in shapes:
         raise ValueError("other elements than X.509 has there")
     return found
 
@@ -914,7 +904,6 @@ def parse_certificate(der):
     for tag, content, _ in fields[6:]:
         if tag == 0xA3:
             extensions = _extensions(content)
-    domains = _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0"))
     return Certificate(
         der,
         serial[1].hex(),
@@ -925,7 +914,7 @@ def parse_certificate(der):
         key[2],
         algorithm[2],
         extensions,
-        domains,
+        _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0")),
     )
 
 
@@ -1027,10 +1016,8 @@ def chain_flaw(leaf, chain, public_trust):
     `public_trust` adds browsers' rules on algorithms: a private authority decides its own.
     """
     for number, certificate in enumerate([leaf, *chain]):
-        if number == 0:
-            name, flaw = "the leaf", leaf_flaw(certificate)
-        else:
-            name, flaw = f"issuer {number} of the chain", issuer_flaw(certificate)
+        name = f"issuer {number} of the chain" if number else "the leaf"
+        flaw = issuer_flaw(certificate) if number else leaf_flaw(certificate)
         if public_trust and not flaw:
             flaw = algorithm_flaw(certificate)
         if flaw:
@@ -1074,12 +1061,17 @@ def candidate_chains(leaf, others, now):
     below it, and find nothing wrong.
     """
     # a bad certificate above a good chain condemns nothing: the shorter chains are tried too
-    chains = possible_chains(leaf, others)
-    good = [each for each in others if each.not_before <= now <= each.not_after]
-    good = [each for each in good if not algorithm_flaw(each)]
-    chains.sort(key=len, reverse=True)
-    chains.sort(key=lambda chain: not all(each in good for each in chain))
-    return chains[:MAX_CERTIFICATES]
+    bad = [
+        each
+        for each in others
+        if algorithm_flaw(each) or not each.not_before <= now <= each.not_after
+    ]
+
+    def order(chain):
+        """Return what the chains are sorted by."""
+        return any(each in bad for each in chain), -len(chain)
+
+    return sorted(possible_chains(leaf, others), key=order)[:MAX_CERTIFICATES]
 
 
 def to_pem(ders):
@@ -1124,21 +1116,20 @@ def read_pem(data, most=MAX_CERTIFICATES):
     if data[:1] == b"\x30" and b"-----BEGIN " not in data:
         return [data], None
     ders = {}  # in the order of the text
-    keys = set()
+    key = None
     for block, label, content in pem_blocks(data):
         if label in (b"CERTIFICATE", b"X509 CERTIFICATE"):
             ders[_decode(content)] = True
         elif label == b"TRUSTED CERTIFICATE":
             raise ValueError("it holds a TRUSTED CERTIFICATE, which only openssl reads")
         elif label.endswith(b"PRIVATE KEY"):
-            keys.add(block.replace(b"\r\n", b"\n") + b"\n")
+            block = block.replace(b"\r\n", b"\n") + b"\n"
+            if key not in (None, block):
+                raise ValueError("more than one private key")
+            key = block
     if len(ders) > most:
         raise ValueError(f"more than {most} certificates")
-    if len(keys) > 1:
-        raise ValueError("more than one private key")
-    if keys:
-        return list(ders), Secret(keys.pop())
-    return list(ders), None
+    return list(ders), Secret(key) if key else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -4569,7 +4560,7 @@ def force_command(run, lineage):
     """Return the command that takes an offer which is older, lost names or was rolled back from."""
     if run.command == "NAME":
         return again(run, lineage, "--force")
-    return command_text(lineage.name, {}, ("--force", *run.flags), ("certferry", "renew"))
+    return command_text("renew", {}, (lineage.name, "--force", *run.flags))
 
 
 def bring_key(run, lineage):
