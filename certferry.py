@@ -851,12 +851,12 @@ def _sequence(data, *shapes):
     return found
 
 
-def _der_time(tag, content):
+def _der_time(element):
     """Return the seconds of a UTCTime or GeneralizedTime as RFC 5280, 4.1.2.5 wants them."""
+    tag, content, _ = element
     text = content.decode("latin-1")
     if tag == 0x17:  # a UTCTime is of the years 1950 to 2049
-        century = "20" if text < "50" else "19"
-        text = century + text
+        text = ("20" if text < "50" else "19") + text
     return utc_seconds(text)
 
 
@@ -899,7 +899,7 @@ def parse_certificate(der):
     if len(fields) < 6:
         raise ValueError("a certificate with parts missing")
     serial, _, issuer, validity, subject, key = fields[:6]
-    not_before, not_after = (_der_time(*time_[:2]) for time_ in _elements(validity[1]))
+    not_before, not_after = map(_der_time, _elements(validity[1]))
     extensions = {}
     for tag, content, _ in fields[6:]:
         if tag == 0xA3:
@@ -1049,8 +1049,9 @@ def possible_chains(leaf, others):
     while unfinished and len(chains) < 64:
         path = unfinished.pop(0)
         chains.append(path[1:])
-        found = [each for each in issuers if _may_have_issued(each, path[-1])]
-        unfinished += [(*path, issuer) for issuer in found if issuer not in path]
+        for issuer in issuers:
+            if issuer not in path and _may_have_issued(issuer, path[-1]):
+                unfinished.append((*path, issuer))
     return chains
 
 
@@ -1066,12 +1067,9 @@ def candidate_chains(leaf, others, now):
         for each in others
         if algorithm_flaw(each) or not each.not_before <= now <= each.not_after
     ]
-
-    def order(chain):
-        """Return what the chains are sorted by."""
-        return any(each in bad for each in chain), -len(chain)
-
-    return sorted(possible_chains(leaf, others), key=order)[:MAX_CERTIFICATES]
+    chains = possible_chains(leaf, others)
+    chains.sort(key=lambda chain: (any(each in bad for each in chain), -len(chain)))
+    return chains[:MAX_CERTIFICATES]
 
 
 def to_pem(ders):
@@ -1200,18 +1198,6 @@ def _nobody():
     return entry.pw_uid or _NOBODY, entry.pw_gid or _NOBODY
 
 
-def _step_down(step, number, capability):
-    """Take one step of becoming nobody; Failure with the capability that it lacks."""
-    try:
-        step(number)
-    except OSError as error:
-        raise Failure(
-            "unreachable",
-            f"cannot become nobody: {words_of(error)}, {capability} is missing",
-            f"Give root {capability} here (a container or a unit may take it away)",
-        )
-
-
 def _forbid(*limits):
     """Let this process have none of what these limits are for, nor what it starts."""
     try:
@@ -1228,11 +1214,19 @@ def _confine(group):
     _forbid("RLIMIT_CORE", "RLIMIT_FSIZE")
     if os.geteuid() != 0:
         return
-    user, _ = _nobody()
-    # groups first: whoever is nobody can't give them up; root's calls change the saved ids too
-    _step_down(os.setgroups, [], "CAP_SETGID")
-    _step_down(os.setgid, group, "CAP_SETGID")
-    _step_down(os.setuid, user, "CAP_SETUID")
+    try:
+        # groups first: whoever is nobody can't give them up; root's calls change the saved ids too
+        capability = "CAP_SETGID"
+        os.setgroups([])
+        os.setgid(group)
+        capability = "CAP_SETUID"
+        os.setuid(_nobody()[0])
+    except OSError as error:
+        raise Failure(
+            "unreachable",
+            f"cannot become nobody: {words_of(error)}, {capability} is missing",
+            f"Give root {capability} here (a container or a unit may take it away)",
+        )
     try:
         os.setuid(0)
     except OSError:
@@ -1307,14 +1301,6 @@ def _answer_of(handler, *arguments):
         return Answer("unreachable", words, "Please report this")
 
 
-def _read_answer(line):
-    """Return (number, Answer) of a line; ValueError where it is none."""
-    number, fields = _unpack(line)
-    *texts, data = fields.split(b"\0", 4)
-    reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
-    return number, Answer(reason, message, hint, address, data)
-
-
 def _end():
     """End this process with all that it started: an openssl that waits for an answer, maybe."""
     quietly(os.killpg, os.getpid(), SIGKILL)
@@ -1334,7 +1320,7 @@ def _be_child(handler, modules, jobs, answers):
     writing = _thread.allocate_lock()
 
     def write(number, answer):
-        """Write an Answer to the pipe, as _read_answer() reads it."""
+        """Write an Answer to the pipe, as Child reads it."""
         *texts, data = answer
         line = _pack(number, *[plain(text) for text in texts], data[: MAX_OFFER + 1])
         with writing:
@@ -1410,7 +1396,13 @@ class Child:
         rounds = 1 + len(owed) // SIDE_BY_SIDE
         deadline = time.monotonic() + rounds * max(owed, default=0) + _GRACE
         while number not in self.answers and self.failure is None:
-            self._wait(deadline)
+            self._send()
+            left = max(0, deadline - time.monotonic())
+            readable, _, _ = select.select([self.from_answers], [], [], left)
+            if left == 0:
+                self._fail("gave no answer in time")
+            elif readable:
+                self._read()
         if self.failure is not None:
             raise self.failure
         answer = self.answers.pop(number)
@@ -1431,16 +1423,6 @@ class Child:
         hint = "Run it again; please report it if that happens again"
         self.failure = Failure("unreachable", f"cannot be asked: its process {words}", hint)
 
-    def _wait(self, deadline):
-        """Read what it says next; it is over when the deadline (monotonic seconds) has passed."""
-        self._send()
-        left = max(0, deadline - time.monotonic())
-        readable, _, _ = select.select([self.from_answers], [], [], left)
-        if left == 0:
-            self._fail("gave no answer in time")
-        elif readable:
-            self._read()
-
     def _send(self):
         """Write what the pipe takes of the jobs: the child may be busy, and is not waited for."""
         try:
@@ -1450,32 +1432,34 @@ class Child:
             pass  # what it said before it died is still to be read
 
     def _read(self):
-        """Keep the lines that answer what is owed."""
+        """Keep the answers to what is owed; believe nothing more after any other line."""
         piece = os.read(self.from_answers, 65536)
         if not piece:
             self._fail("died")
             return
         *lines, self.unread = (self.unread + piece).split(b"\n")
-        for line in lines:
-            self._keep(line)
+        try:
+            for line in lines:
+                self._keep(line)
+        except (IndexError, ValueError):
+            self._fail("said what was not asked")
         held = sum(len(answer.data) for answer in self.answers.values())
         if held > _MAX_HELD or len(self.unread) > 2 * MAX_OFFER:
             self._fail("floods")
 
     def _keep(self, line):
-        """Keep the answer to what is owed; believe nothing more after any other line."""
-        try:
-            number, answer = _read_answer(line)
-        except ValueError:
-            self._fail("said what was not asked")
-            return
+        """Keep the Answer of a line; IndexError or ValueError where it answers nothing owed."""
+        number, fields = _unpack(line)
+        *texts, data = fields.split(b"\0", 4)
+        reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
+        answer = Answer(reason, message, hint, address, data)
         if number == 0:
             self.failure = answer.failure
-        elif number > len(self.seconds) or not self.seconds[number - 1]:
-            self._fail("said what was not asked")
-        else:
-            self.seconds[number - 1] = 0
-            self.answers[number] = answer
+            return
+        if not self.seconds[number - 1]:
+            raise ValueError("answered already")
+        self.seconds[number - 1] = 0
+        self.answers[number] = answer
 
 
 def in_own_process(function, seconds):
@@ -1517,16 +1501,6 @@ def in_time(function, seconds):
     return results[0]
 
 
-def _feed(file, feeds):
-    """Write to a pipe what it takes of {file: bytes that it gets}; close it at their end."""
-    # so much fits into a pipe that select calls writable
-    written = file.write(feeds[file][: select.PIPE_BUF])
-    feeds[file] = feeds[file][written:]
-    if not feeds[file]:
-        del feeds[file]
-        file.close()
-
-
 def _converse(process, feeds, deadline, pass_on):
     """Return (output, the end of its errors) of a process that is fed {file: bytes}.
 
@@ -1543,13 +1517,16 @@ def _converse(process, feeds, deadline, pass_on):
         if time.monotonic() > deadline:
             raise TimeoutError("timed out")
         has_ended = process.poll() is not None  # asked first: what it said last is still read
-        patience = 0.05
-        if has_ended:
-            # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
-            patience = 0.2
+        # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
+        patience = 0.2 if has_ended else 0.05
         readable, writable, _ = select.select(list(reading), list(feeds), [], patience)
         for file in writable:
-            _feed(file, feeds)
+            # so much fits into a pipe that select calls writable
+            written = file.write(feeds[file][: select.PIPE_BUF])
+            feeds[file] = feeds[file][written:]
+            if not feeds[file]:
+                del feeds[file]
+                file.close()
         for file in readable:
             piece = os.read(file.fileno(), _PIPE_HOLDS)
             reading[file] += piece
@@ -1563,29 +1540,26 @@ def _converse(process, feeds, deadline, pass_on):
     return bytes(output), bytes(errors)
 
 
-def _end_process(process):
-    """Kill a process where it still runs, with what it started where it leads a session."""
-    if process.poll() is None:
-        quietly(os.killpg, process.pid, SIGKILL)
-        process.kill()
-        process.wait()
-
-
 def run_process(command, environment, seconds, feeds=(), pass_on=None, **options):
     """Return (exit status, output, the end of its errors) of a command, run in the folder /.
 
-    `feeds` are (file to write to, bytes), `options` are Popen's. With pass_on(bytes) what it says
+    `feeds` are {file to write to: bytes}, `options` are Popen's. With pass_on(bytes) what it says
     is passed on as it comes, and counts as errors. TimeoutError and ValueError as _converse() has
     them; it is killed then.
     """
     import subprocess  # 4 ms
 
     deadline = time.monotonic() + seconds
-    settings = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": "/", "bufsize": 0}
-    if pass_on is not None:
-        settings["stderr"] = subprocess.STDOUT
-    settings.update(options, stdout=subprocess.PIPE, env=environment)
-    with subprocess.Popen(command, **settings) as process:
+    options.setdefault("stdin", subprocess.DEVNULL)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if pass_on is None else subprocess.STDOUT,
+        env=environment,
+        cwd="/",
+        bufsize=0,
+        **options,
+    ) as process:
         try:
             output, errors = _converse(process, dict(feeds), deadline, pass_on)
             # it may have closed its output, and sleep
@@ -1593,7 +1567,10 @@ def run_process(command, environment, seconds, feeds=(), pass_on=None, **options
         except subprocess.TimeoutExpired:
             raise TimeoutError("timed out")
         finally:
-            _end_process(process)
+            if process.poll() is None:
+                quietly(os.killpg, process.pid, SIGKILL)  # what it started, if it leads a session
+                process.kill()
+                process.wait()
     return status, output, errors
 
 
@@ -1605,9 +1582,7 @@ def last_line(output):
 def search_path(environment):
     """Return the PATH of an environment with the folders that hold an administrator's commands."""
     path = environment.get("PATH")
-    if not path:
-        return SAFE_PATH
-    return f"{path}:{SAFE_PATH}"
+    return f"{path}:{SAFE_PATH}" if path else SAFE_PATH
 
 
 def command_environment(environment, config):
@@ -1630,12 +1605,6 @@ def openssl_environment(system_roots):
     return environment
 
 
-def _pipe(content):
-    """Return (descriptor to read from, file to write to, bytes) of a pipe for a process."""
-    read, write = os.pipe()
-    return read, open(write, "wb", 0), memoryview(content)
-
-
 def run_openssl(arguments, data=b"", files=(), trusted=False):
     """Run the openssl command; return (exit status, output, errors), the last two as bytes.
 
@@ -1645,26 +1614,32 @@ def run_openssl(arguments, data=b"", files=(), trusted=False):
     """
     import subprocess
 
-    pipes = [_pipe(data)]
-    # with root's terminal it could type into root's shell
-    options = {"start_new_session": True, "stdin": pipes[0][0]}
     is_confined = os.geteuid() == 0 and not trusted
-    if is_confined:
-        # safe because whoever comes here as root has no threads
-        options["preexec_fn"] = _confine_openssl
     command = ["openssl", *arguments]
-    for option, content in files:
-        pipes.append(_pipe(content))
-        read = pipes[-1][0]
-        if is_confined:
-            os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
-        _check_dev_fd(read)
-        command += [option, f"/dev/fd/{read}"]
-    options["pass_fds"] = [read for read, _, _ in pipes[1:]]
-    feeds = [(file, content) for _, file, content in pipes]
-    environment = openssl_environment(system_roots="-CAfile" not in command)
+    to_read = []
+    feeds = {}
+    for option, content in [("", data), *files]:
+        read, write = os.pipe()
+        to_read.append(read)
+        feeds[open(write, "wb", 0)] = memoryview(content)
+        if option:
+            if is_confined:
+                os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
+            _check_dev_fd(read)
+            command += [option, f"/dev/fd/{read}"]
     try:
-        return run_process(command, environment, OPENSSL_SECONDS, feeds, **options)
+        return run_process(
+            command,
+            openssl_environment(system_roots="-CAfile" not in command),
+            OPENSSL_SECONDS,
+            feeds,
+            stdin=to_read[0],
+            pass_fds=to_read,
+            # with root's terminal it could type into root's shell
+            start_new_session=True,
+            # safe because whoever comes here as root has no threads
+            preexec_fn=_confine_openssl if is_confined else None,
+        )
     except TimeoutError:
         words = f"openssl {arguments[0]} did not end in {OPENSSL_SECONDS} s"
         raise Failure(None, words, "Is this host overloaded? Run it again")
@@ -1675,8 +1650,9 @@ def run_openssl(arguments, data=b"", files=(), trusted=False):
         words = f"there is no openssl command here that runs ({plain(words_of(error), 80)})"
         raise Failure(None, words, "Install the package openssl")
     finally:
-        for read, file, _ in pipes:
+        for read in to_read:
             os.close(read)
+        for file in feeds:
             file.close()
 
 
@@ -1779,9 +1755,8 @@ def _describe_refusal(errors, chain, roots):
     words = plain(words).replace("subtree", "name constraints")
     if number in ("2", "18", "19", "20", "21", "27"):  # X509_V_ERR: no issuer, no root
         return _describe_rootless(words, chain, roots)
-    if depth == "0":
-        return f"the leaf is refused ({words})", "See to it on the upstream"
-    return f"issuer {depth} of the chain is refused ({words})", "See to it on the upstream"
+    what = "the leaf" if depth == "0" else f"issuer {depth} of the chain"
+    return f"{what} is refused ({words})", "See to it on the upstream"
 
 
 def verify_chain(leaf, chain, roots, now):
