@@ -1276,18 +1276,9 @@ def _give_up(modules, jobs, answers):
     _confine(_nobody()[1])
 
 
-def _pack(number, *fields):
-    """Return a line for a pipe: a number, texts or bytes, as _unpack() reads it."""
-    data = b"\0".join(os.fsencode(field) for field in fields)
-    return b"%d %s\n" % (number, binascii.b2a_base64(data, newline=False))
-
-
-def _unpack(line):
-    """Return (number, bytes with NUL between the fields) of a line; ValueError where it is none."""
-    match = re.match(rb"(\d{1,9}) ([\w+/=]*)\n?\Z", line)
-    if match is None:
-        raise ValueError("no line of ours")
-    return int(match[1]), binascii.a2b_base64(match[2])
+def _pack(*fields):
+    """Return a line for a pipe: texts or bytes, with NUL between them, as base64."""
+    return binascii.b2a_base64(b"\0".join(os.fsencode(field) for field in fields))
 
 
 def _answer_of(handler, *arguments):
@@ -1321,8 +1312,8 @@ def _be_child(handler, modules, jobs, answers):
 
     def write(number, answer):
         """Write an Answer to the pipe, as Child reads it."""
-        *texts, data = answer
-        line = _pack(number, *[plain(text) for text in texts], data[: MAX_OFFER + 1])
+        texts = [plain(text) for text in answer[:-1]]
+        line = _pack(number, *texts, answer.data[: MAX_OFFER + 1])
         with writing:
             to_write.write(line)
             to_write.flush()
@@ -1335,14 +1326,14 @@ def _be_child(handler, modules, jobs, answers):
                     line = to_read.readline()
                 if not line:
                     return
-                number, fields = _unpack(line)
-                write(number, _answer_of(handler, os.fsdecode(fields).split("\0")))
+                number, *texts = os.fsdecode(binascii.a2b_base64(line)).split("\0")
+                write(number, _answer_of(handler, texts))
         finally:
             _end()
 
     prevented = _answer_of(_give_up, modules, jobs, answers)
     if prevented is not None:
-        write(0, prevented)
+        write("0", prevented)
         return
     for _ in range(SIDE_BY_SIDE - 1):
         _thread.start_new_thread(work, ())
@@ -1371,7 +1362,7 @@ class Child:
         os.set_blocking(self.to_jobs, False)
         self.unsent = b""
         self.unread = b""
-        self.seconds = []  # by number, from 1: what a job may take, 0 once it is answered
+        self.seconds = {}  # by number, from "1": what a job may take, 0 once it is answered
         self.answers = {}  # by number, those that were not asked for yet
         self.failure = None
 
@@ -1382,8 +1373,8 @@ class Child:
 
     def submit(self, texts, seconds):
         """Give it a job that may take that long; return the number that answer() takes."""
-        self.seconds.append(seconds)
-        number = len(self.seconds)
+        number = f"{len(self.seconds) + 1}"
+        self.seconds[number] = seconds
         self.unsent += _pack(number, *texts)
         self._send()
         return number
@@ -1392,7 +1383,8 @@ class Child:
         """Return the Answer to a job, waiting for it; Failure where it tells one or none comes."""
         # Jobs are begun in their order, so many at a time. This deadline is fixed: whatever comes
         # meanwhile does not move it.
-        owed = [seconds for seconds in self.seconds[:number] if seconds]
+        submitted = list(self.seconds.values())[: int(number)]
+        owed = [seconds for seconds in submitted if seconds]
         rounds = 1 + len(owed) // SIDE_BY_SIDE
         deadline = time.monotonic() + rounds * max(owed, default=0) + _GRACE
         while number not in self.answers and self.failure is None:
@@ -1432,34 +1424,34 @@ class Child:
             pass  # what it said before it died is still to be read
 
     def _read(self):
-        """Keep the answers to what is owed; believe nothing more after any other line."""
+        """Read what it says next."""
         piece = os.read(self.from_answers, 65536)
         if not piece:
             self._fail("died")
             return
         *lines, self.unread = (self.unread + piece).split(b"\n")
-        try:
-            for line in lines:
-                self._keep(line)
-        except (IndexError, ValueError):
-            self._fail("said what was not asked")
+        for line in lines:
+            self._keep(line)
         held = sum(len(answer.data) for answer in self.answers.values())
         if held > _MAX_HELD or len(self.unread) > 2 * MAX_OFFER:
             self._fail("floods")
 
     def _keep(self, line):
-        """Keep the Answer of a line; IndexError or ValueError where it answers nothing owed."""
-        number, fields = _unpack(line)
-        *texts, data = fields.split(b"\0", 4)
-        reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
-        answer = Answer(reason, message, hint, address, data)
-        if number == 0:
-            self.failure = answer.failure
+        """Keep the Answer of a line if it is owed; believe nothing more after any other line."""
+        try:
+            *texts, data = binascii.a2b_base64(line).split(b"\0", 5)
+            number, reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
+        except ValueError:
+            self._fail("said what was not asked")
             return
-        if not self.seconds[number - 1]:
-            raise ValueError("answered already")
-        self.seconds[number - 1] = 0
-        self.answers[number] = answer
+        answer = Answer(reason, message, hint, address, data)
+        if number == "0":
+            self.failure = answer.failure
+        elif self.seconds.get(number):
+            self.seconds[number] = 0
+            self.answers[number] = answer
+        else:
+            self._fail("said what was not asked")
 
 
 def in_own_process(function, seconds):
