@@ -445,9 +445,7 @@ def host_name(text):
     """
     if max(text, default="") > "\x7f":
         raise ValueError(f"{plain(text, 80)}: write the name in its ASCII form (xn--...)")
-    name = text.lower()
-    if name.endswith("."):
-        name = name[:-1]
+    name = re.sub(r"\.\Z", "", text.lower())
     if is_address(name) and "%" not in name:  # one with a scope is of this host alone
         import ipaddress  # 3 ms
 
@@ -482,17 +480,15 @@ def parse_endpoint(text, port):
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
     match = re.match(r"(\[[^]]*:[^]]*\]|[^][:]*)(?::(\d{1,5}))?\Z", text, re.ASCII)
-    if match is None:
-        raise ValueError(f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT")
+    if match is None or not 0 < int(match[2] or port) < 65536:
+        raise ValueError(
+            f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT, with a port of 1 to 65535"
+        )
     host = match[1].strip("[]")
-    if match[2]:
-        port = int(match[2])
-    if not 0 < port < 65536:
-        raise ValueError(f"{plain(text, 80)}: a port is a number from 1 to 65535")
     name = host_name(host)
     if host.endswith(".") and not is_address(name):
         name += "."
-    return name, port
+    return name, int(match[2] or port)
 
 
 def endpoint_text(host, port):
@@ -748,12 +744,11 @@ _STATE_READERS = {
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
-
-    def parse(given):
-        """Return the State; what a later version may have written besides is skipped."""
-        return _read_values(given, _STATE_READERS, NO_STATE)
-
-    return _parse_record(text, path, parse)[1]
+    # what a later version may have written besides is skipped
+    _, state = _parse_record(
+        text, path, lambda given: _read_values(given, _STATE_READERS, NO_STATE)
+    )
+    return state
 
 
 def format_state(state):
@@ -1562,7 +1557,6 @@ def run_process(command, environment, seconds, feeds=(), pass_on=None, **options
             if process.poll() is None:
                 quietly(os.killpg, process.pid, SIGKILL)  # what it started, if it leads a session
                 process.kill()
-                process.wait()
     return status, output, errors
 
 
