@@ -334,9 +334,7 @@ class Failure(Exception):
         """
         if self.reason in (None, "unreachable", "timeout", "storage"):
             return "failed"
-        if self.reason in ("hook", "not-served"):
-            return "pending"
-        return "refused"
+        return "pending" if self.reason in ("hook", "not-served") else "refused"
 
 
 class UnusableKey(Failure):
@@ -627,7 +625,7 @@ def sources_of(lineage):
 
 
 def command_text(word, changes, extra=()):
-    """Return the whole command with a NAME or command word and these options, as a shell takes it."""
+    """Return a whole command, `word` being a NAME or a command, quoted for a shell."""
     words = ["certferry", word, *extra]
     for key, texts in changes.items():
         for text in texts:
@@ -965,8 +963,7 @@ def for_clients(certificate):
 def algorithm_flaw(certificate):
     """Return why browsers refuse the key or the signature of a certificate, or ""."""
     kind = key_kind(certificate.public_key)
-    name, _, bits = kind.partition(" ")
-    is_small = name == "RSA" and int(bits) < 2048
+    is_small = kind.startswith("RSA") and int(kind[4:]) < 2048
     if is_small or kind == _OTHER_KEY:
         return f"has a key that browsers refuse ({kind})"
     if not re.match(_SIGNATURES, certificate.algorithm.hex()):
@@ -1419,7 +1416,7 @@ class Child:
             pass  # what it said before it died is still to be read
 
     def _read(self):
-        """Read what it says next."""
+        """Read what it says next, and keep the answers."""
         piece = os.read(self.from_answers, 65536)
         if not piece:
             self._fail("died")
@@ -1436,10 +1433,9 @@ class Child:
         try:
             *texts, data = binascii.a2b_base64(line).split(b"\0", 5)
             number, reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
+            answer = Answer(reason, message, hint, address, data)
         except ValueError:
-            self._fail("said what was not asked")
-            return
-        answer = Answer(reason, message, hint, address, data)
+            number = ""  # what is no answer answers no job
         if number == "0":
             self.failure = answer.failure
         elif self.seconds.get(number):
