@@ -284,9 +284,7 @@ class Outcome(
     @property
     def reason(self):
         """Return the word of the README's table for the problem, or None."""
-        if self.problem is None:
-            return None
-        return self.problem.reason or None
+        return (self.problem.reason or None) if self.problem else None
 
 
 class Secret:
@@ -337,9 +335,7 @@ class Failure(Exception):
         """
         if self.reason in (None, "unreachable", "timeout", "storage"):
             return "failed"
-        if self.reason in ("hook", "not-served"):
-            return "pending"
-        return "refused"
+        return "pending" if self.reason in ("hook", "not-served") else "refused"
 
 
 class UnusableKey(Failure):
@@ -448,9 +444,7 @@ def host_name(text):
     """
     if max(text, default="") > "\x7f":
         raise ValueError(f"{plain(text, 80)}: write the name in its ASCII form (xn--...)")
-    name = text.lower()
-    if name.endswith("."):
-        name = name[:-1]
+    name = re.sub(r"\.\Z", "", text.lower())
     if is_address(name) and "%" not in name:  # one with a scope is of this host alone
         import ipaddress  # 3 ms
 
@@ -485,24 +479,20 @@ def parse_endpoint(text, port):
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
     match = re.match(r"(\[[^]]*:[^]]*\]|[^][:]*)(?::(\d{1,5}))?\Z", text, re.ASCII)
-    if match is None:
-        raise ValueError(f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT")
+    if match is None or not 0 < int(match[2] or port) < 65536:
+        raise ValueError(
+            f"{plain(text, 80)}: write HOST, HOST:PORT or [ADDRESS]:PORT, with a port of 1 to 65535"
+        )
     host = match[1].strip("[]")
-    if match[2]:
-        port = int(match[2])
-    if not 0 < port < 65536:
-        raise ValueError(f"{plain(text, 80)}: a port is a number from 1 to 65535")
     name = host_name(host)
     if host.endswith(".") and not is_address(name):
         name += "."
-    return name, port
+    return name, int(match[2] or port)
 
 
 def endpoint_text(host, port):
     """Return HOST:PORT, with brackets around an IPv6 address."""
-    if ":" in host:
-        return f"[{host}]:{port}"
-    return f"{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 @memoized  # many lineages, few upstreams
@@ -569,7 +559,6 @@ _read_share = _matching(
     r"(100|\d{1,2})(\.\d+)?%|\d{1,4}(\.\d+)?d",
     "a share of the lifetime such as 25%, or days such as 10d",
 )
-_read_seconds = _matching(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float)
 
 # Each option that is remembered, and how one text is read; Options has their values in this order.
 REMEMBERED = {
@@ -582,7 +571,7 @@ REMEMBERED = {
     "when": _matching("always|due", "always or due"),
     "warn": _read_share,
     "critical": _read_share,
-    "timeout": _read_seconds,
+    "timeout": _matching(r"(?!0+(\.0+)?\Z)\d{1,4}(\.\d+)?", "seconds", float),
     "enabled": _matching("yes|no", "yes or no"),
 }
 
@@ -590,12 +579,13 @@ REMEMBERED = {
 def _read_values(given, readers, defaults):
     """Return a named tuple like `defaults`, a field for each reader, of {key: [text, ...]}.
 
-    A field whose default is a tuple may repeat. ValueError(key, what is wrong).
+    A field whose default is a tuple may repeat; keys without a reader are skipped. ValueError(key,
+    what is wrong).
     """
     values = dict(zip(readers, defaults))
     for key, texts in given.items():
         if key not in readers:
-            raise ValueError(key, f"unknown key (known: {' '.join(readers)})")
+            continue
         repeats = isinstance(values[key], tuple)
         if len(texts) > 1 and not repeats:
             raise ValueError(key, "it takes one value")
@@ -609,6 +599,9 @@ def _read_values(given, readers, defaults):
 
 def parse_options(given):
     """Return the Options that {key: [text, ...]} gives; or ValueError(key, what is wrong)."""
+    for key in given:
+        if key not in REMEMBERED:
+            raise ValueError(key, f"unknown key (known: {' '.join(REMEMBERED)})")
     return _read_values(given, REMEMBERED, NO_OPTIONS)
 
 
@@ -624,9 +617,7 @@ def merge_options(given, changes):
 
 def config_flags(config):
     """Return the words with which a command finds the config dir, none for the default one."""
-    if config == CONFIG_DIR:
-        return ()
-    return ("--config-dir", config)
+    return () if config == CONFIG_DIR else ("--config-dir", config)
 
 
 def sources_of(lineage):
@@ -634,9 +625,9 @@ def sources_of(lineage):
     return lineage.options.sources or (parse_source(lineage.name),)
 
 
-def command_text(name, changes, extra=(), command=("certferry",)):
-    """Return the whole command for a lineage with these options, quoted for a shell."""
-    words = [*command, name, *extra]
+def command_text(word, changes, extra=()):
+    """Return a whole command, `word` being a NAME or a command, quoted for a shell."""
+    words = ["certferry", word, *extra]
     for key, texts in changes.items():
         for text in texts:
             words += [f"--{key}", text]
@@ -649,68 +640,67 @@ def _bad_line(path, number, what):
 
 
 def _read_record(text, path):
-    """Return ({key: [text, ...]}, {line number: key}) of KEY = VALUE lines; or Failure.
+    """Return ({key: [text, ...]}, [the key that each line belongs to]) of a record; or Failure.
 
-    What INI files have in common: texts below a key are indented deeper, # begins a comment line.
-    Nothing is interpolated, for `date +%F` in a hook. configparser would cost 2 ms to import.
-    Comments and blank lines are no key's.
+    KEY = VALUE lines, with what INI files have in common: texts below a key are indented deeper, #
+    begins a comment line. Nothing is interpolated, for `date +%F` in a hook. configparser would
+    cost 2 ms to import. Comments and blank lines belong to the key "".
     """
     found = {}
-    owners = {}
+    owners = []
     key = ""
     key_indent = MAX_RECORD  # the first line is not below another, whatever its indent
     for number, line in enumerate(text.split("\n"), 1):  # splitlines() also splits inside hooks
         words = line.strip()
         if words[:1] in ("", "#"):
+            owners.append("")
             continue
         indent = len(line) - len(line.lstrip())
         if indent <= key_indent:
             key, equals, words = [part.strip() for part in line.partition("=")]
             if not equals or len(key.split()) != 1 or "\0" in line:
                 raise _bad_line(path, number, "not a KEY = VALUE line; there are no sections")
-            if key in owners.values():
+            if key in owners:
                 raise _bad_line(path, number, f"{plain(key)} is given twice")
             key_indent = indent
-        owners[number] = key
+        owners.append(key)
         if words:
             found.setdefault(key, []).append(words)
     return found, owners
 
 
-def _parse_record(record, path, readers, defaults):
-    """Return ({key: [text, ...]}, named tuple) of a record; Failure with file and line if wrong."""
-    given, owners = record
+def _parse_record(text, path, parse):
+    """Return ({key: [text, ...]}, what parse() makes of that) of a record.
+
+    Failure with file and line where it is wrong.
+    """
+    given, owners = _read_record(text, path)
     try:
-        return given, _read_values(given, readers, defaults)
+        return given, parse(given)
     except ValueError as error:
         key, what = error.args
-        numbers = [number for number, owner in owners.items() if owner == key]
-        raise _bad_line(path, numbers[0], f"{plain(key)}: {what}")
+        raise _bad_line(path, owners.index(key) + 1, f"{plain(key)}: {what}")
 
 
 def parse_conf(text, path):
     """Return ({key: [text, ...]}, Options) of a NAME.conf; Failure with file and line if wrong."""
-    return _parse_record(_read_record(text, path), path, REMEMBERED, NO_OPTIONS)
-
-
-def _entry(key, texts):
-    """Return the lines of a key: one text beside it, several below it."""
-    if len(texts) == 1:
-        return f"{key} = {texts[0]}\n"
-    return "\n    ".join([f"{key} =", *texts]) + "\n"
+    return _parse_record(text, path, parse_options)
 
 
 def edit_conf(text, given, path):
     """Return the text of a NAME.conf with other options: comments, order and the rest are kept."""
     found, owners = _read_record(text, path)
-    changed = [key for key in REMEMBERED if found.get(key, []) != given.get(key, [])]
+    changed = [key for key in REMEMBERED if found.get(key) != given.get(key)]
     edited = ""
-    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
-        if owners.get(number) not in changed:
+    for line, key in zip(text.rstrip("\n").split("\n"), owners):
+        if key not in changed:
             edited += line + "\n"
     for key in changed:
-        if key in given:
-            edited += _entry(key, given[key])
+        texts = given.get(key, [])
+        if texts:
+            # one text beside its key, several below it
+            before = " " if len(texts) == 1 else "\n    "
+            edited += before.join([f"{key} =", *texts]) + "\n"
     return edited.lstrip("\n")
 
 
@@ -753,10 +743,11 @@ _STATE_READERS = {
 
 def parse_state(text, path):
     """Return the State of a NAME.state; Failure with file and line where it is damaged."""
-    found, owners = _read_record(text, path)
-    # a later version may have written more
-    known = {key: found[key] for key in found if key in _STATE_READERS}
-    return _parse_record((known, owners), path, _STATE_READERS, NO_STATE)[1]
+    # what a later version may have written besides is skipped
+    _, state = _parse_record(
+        text, path, lambda given: _read_values(given, _STATE_READERS, NO_STATE)
+    )
+    return state
 
 
 def format_state(state):
@@ -766,7 +757,7 @@ def format_state(state):
     )
     for (key, reader), value in zip(_STATE_READERS.items(), state):
         if value:
-            text += _entry(key, [iso_time(value) if reader is utc_seconds else str(value)])
+            text += f"{key} = {iso_time(value) if reader is utc_seconds else value}\n"
     return text
 
 
@@ -817,26 +808,20 @@ _SIGNATURES = (  # the AlgorithmIdentifiers of signatures with SHA-256, 384 or 5
 _DNS_NAME = rf"(?:\*\.(?=[^.]+\.))?{HOST_NAME}"
 
 
-def _read_length(data, at):
-    """Return (length, where the content begins) of the DER length at `at`; or ValueError."""
-    length = data[at]
-    at += 1
-    if length < 0x80:
-        return length, at
-    size = length & 0x7F
-    if not 1 <= size <= 3:
-        raise ValueError("a length that is indefinite or over 16 MiB")
-    return int.from_bytes(data[at : at + size], "big"), at + size
-
-
 def _elements(data):
     """Return [(tag, content, whole)] of the DER elements that the bytes are; ValueError else."""
     found = []
     start = 0
     while start < len(data):
-        if start + 2 > len(data) or data[start] & 0x1F == 0x1F:
+        begin = start + 2
+        if begin > len(data) or data[start] & 0x1F == 0x1F:
             raise ValueError("an element that is cut off, or a tag of several bytes")
-        length, begin = _read_length(data, start + 1)
+        length = data[start + 1]
+        if length >= 0x80:  # it tells how many bytes of length follow
+            begin += length & 0x7F
+            if not 1 <= length & 0x7F <= 3:
+                raise ValueError("a length that is indefinite or over 16 MiB")
+            length = int.from_bytes(data[start + 2 : begin], "big")
         end = begin + length
         if end > len(data):
             raise ValueError("an element longer than what holds it")
@@ -845,31 +830,27 @@ def _elements(data):
     return found
 
 
-def _tags(elements):
-    """Return the tags of some elements as bytes."""
-    return bytes([tag for tag, _, _ in elements])
-
-
 def _sequence(data, *shapes):
     """Return the elements of a SEQUENCE's bytes; ValueError where their tags are none of `shapes`.
 
     Without a shape they may be anything.
     """
     outer = _elements(data)
-    if _tags(outer) != b"\x30":
+    if len(outer) != 1 or data[0] != 0x30:
         raise ValueError("no DER sequence")
     found = _elements(outer[0][1])
-    if shapes and _tags(found) not in shapes:
+    tags = bytes(tag for tag, _, _ in found)
+    if shapes and tags not in shapes:
         raise ValueError("other elements than X.509 has there")
     return found
 
 
-def _der_time(tag, content):
+def _der_time(element):
     """Return the seconds of a UTCTime or GeneralizedTime as RFC 5280, 4.1.2.5 wants them."""
+    tag, content, _ = element
     text = content.decode("latin-1")
     if tag == 0x17:  # a UTCTime is of the years 1950 to 2049
-        century = "20" if text < "50" else "19"
-        text = century + text
+        text = ("20" if text < "50" else "19") + text
     return utc_seconds(text)
 
 
@@ -912,12 +893,11 @@ def parse_certificate(der):
     if len(fields) < 6:
         raise ValueError("a certificate with parts missing")
     serial, _, issuer, validity, subject, key = fields[:6]
-    not_before, not_after = (_der_time(*time_[:2]) for time_ in _elements(validity[1]))
+    not_before, not_after = map(_der_time, _elements(validity[1]))
     extensions = {}
     for tag, content, _ in fields[6:]:
         if tag == 0xA3:
             extensions = _extensions(content)
-    domains = _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0"))
     return Certificate(
         der,
         serial[1].hex(),
@@ -928,7 +908,7 @@ def parse_certificate(der):
         key[2],
         algorithm[2],
         extensions,
-        domains,
+        _domains(extensions.get(_ALTERNATIVE_NAME, b"\x30\0")),
     )
 
 
@@ -984,8 +964,7 @@ def for_clients(certificate):
 def algorithm_flaw(certificate):
     """Return why browsers refuse the key or the signature of a certificate, or ""."""
     kind = key_kind(certificate.public_key)
-    name, _, bits = kind.partition(" ")
-    is_small = name == "RSA" and int(bits) < 2048
+    is_small = kind.startswith("RSA") and int(kind[4:]) < 2048
     if is_small or kind == _OTHER_KEY:
         return f"has a key that browsers refuse ({kind})"
     if not re.match(_SIGNATURES, certificate.algorithm.hex()):
@@ -1030,10 +1009,8 @@ def chain_flaw(leaf, chain, public_trust):
     `public_trust` adds browsers' rules on algorithms: a private authority decides its own.
     """
     for number, certificate in enumerate([leaf, *chain]):
-        if number == 0:
-            name, flaw = "the leaf", leaf_flaw(certificate)
-        else:
-            name, flaw = f"issuer {number} of the chain", issuer_flaw(certificate)
+        name = f"issuer {number} of the chain" if number else "the leaf"
+        flaw = issuer_flaw(certificate) if number else leaf_flaw(certificate)
         if public_trust and not flaw:
             flaw = algorithm_flaw(certificate)
         if flaw:
@@ -1065,8 +1042,9 @@ def possible_chains(leaf, others):
     while unfinished and len(chains) < 64:
         path = unfinished.pop(0)
         chains.append(path[1:])
-        found = [each for each in issuers if _may_have_issued(each, path[-1])]
-        unfinished += [(*path, issuer) for issuer in found if issuer not in path]
+        for issuer in issuers:
+            if issuer not in path and _may_have_issued(issuer, path[-1]):
+                unfinished.append((*path, issuer))
     return chains
 
 
@@ -1077,11 +1055,13 @@ def candidate_chains(leaf, others, now):
     below it, and find nothing wrong.
     """
     # a bad certificate above a good chain condemns nothing: the shorter chains are tried too
+    bad = [
+        each
+        for each in others
+        if algorithm_flaw(each) or not each.not_before <= now <= each.not_after
+    ]
     chains = possible_chains(leaf, others)
-    good = [each for each in others if each.not_before <= now <= each.not_after]
-    good = [each for each in good if not algorithm_flaw(each)]
-    chains.sort(key=len, reverse=True)
-    chains.sort(key=lambda chain: not all(each in good for each in chain))
+    chains.sort(key=lambda chain: (any(each in bad for each in chain), -len(chain)))
     return chains[:MAX_CERTIFICATES]
 
 
@@ -1127,21 +1107,20 @@ def read_pem(data, most=MAX_CERTIFICATES):
     if data[:1] == b"\x30" and b"-----BEGIN " not in data:
         return [data], None
     ders = {}  # in the order of the text
-    keys = set()
+    key = None
     for block, label, content in pem_blocks(data):
         if label in (b"CERTIFICATE", b"X509 CERTIFICATE"):
             ders[_decode(content)] = True
         elif label == b"TRUSTED CERTIFICATE":
             raise ValueError("it holds a TRUSTED CERTIFICATE, which only openssl reads")
         elif label.endswith(b"PRIVATE KEY"):
-            keys.add(block.replace(b"\r\n", b"\n") + b"\n")
+            block = block.replace(b"\r\n", b"\n") + b"\n"
+            if key not in (None, block):
+                raise ValueError("more than one private key")
+            key = block
     if len(ders) > most:
         raise ValueError(f"more than {most} certificates")
-    if len(keys) > 1:
-        raise ValueError("more than one private key")
-    if keys:
-        return list(ders), Secret(keys.pop())
-    return list(ders), None
+    return list(ders), Secret(key) if key else None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1212,18 +1191,6 @@ def _nobody():
     return entry.pw_uid or _NOBODY, entry.pw_gid or _NOBODY
 
 
-def _step_down(step, number, capability):
-    """Take one step of becoming nobody; Failure with the capability that it lacks."""
-    try:
-        step(number)
-    except OSError as error:
-        raise Failure(
-            "unreachable",
-            f"cannot become nobody: {words_of(error)}, {capability} is missing",
-            f"Give root {capability} here (a container or a unit may take it away)",
-        )
-
-
 def _forbid(*limits):
     """Let this process have none of what these limits are for, nor what it starts."""
     try:
@@ -1240,11 +1207,19 @@ def _confine(group):
     _forbid("RLIMIT_CORE", "RLIMIT_FSIZE")
     if os.geteuid() != 0:
         return
-    user, _ = _nobody()
-    # groups first: whoever is nobody can't give them up; root's calls change the saved ids too
-    _step_down(os.setgroups, [], "CAP_SETGID")
-    _step_down(os.setgid, group, "CAP_SETGID")
-    _step_down(os.setuid, user, "CAP_SETUID")
+    try:
+        # groups first: whoever is nobody can't give them up; root's calls change the saved ids too
+        capability = "CAP_SETGID"
+        os.setgroups([])
+        os.setgid(group)
+        capability = "CAP_SETUID"
+        os.setuid(_nobody()[0])
+    except OSError as error:
+        raise Failure(
+            "unreachable",
+            f"cannot become nobody: {words_of(error)}, {capability} is missing",
+            f"Give root {capability} here (a container or a unit may take it away)",
+        )
     try:
         os.setuid(0)
     except OSError:
@@ -1294,18 +1269,9 @@ def _give_up(modules, jobs, answers):
     _confine(_nobody()[1])
 
 
-def _pack(number, *fields):
-    """Return a line for a pipe: a number, texts or bytes, as _unpack() reads it."""
-    data = b"\0".join(os.fsencode(field) for field in fields)
-    return b"%d %s\n" % (number, binascii.b2a_base64(data, newline=False))
-
-
-def _unpack(line):
-    """Return (number, bytes with NUL between the fields) of a line; ValueError where it is none."""
-    match = re.match(rb"(\d{1,9}) ([\w+/=]*)\n?\Z", line)
-    if match is None:
-        raise ValueError("no line of ours")
-    return int(match[1]), binascii.a2b_base64(match[2])
+def _pack(*fields):
+    """Return a line for a pipe: texts or bytes, with NUL between them, as base64."""
+    return binascii.b2a_base64(b"\0".join(os.fsencode(field) for field in fields))
 
 
 def _answer_of(handler, *arguments):
@@ -1317,14 +1283,6 @@ def _answer_of(handler, *arguments):
     except Exception as error:  # without an answer the parent would wait for its deadline
         words = f"cannot be asked ({type(error).__name__}: {error})"
         return Answer("unreachable", words, "Please report this")
-
-
-def _read_answer(line):
-    """Return (number, Answer) of a line; ValueError where it is none."""
-    number, fields = _unpack(line)
-    *texts, data = fields.split(b"\0", 4)
-    reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
-    return number, Answer(reason, message, hint, address, data)
 
 
 def _end():
@@ -1346,9 +1304,9 @@ def _be_child(handler, modules, jobs, answers):
     writing = _thread.allocate_lock()
 
     def write(number, answer):
-        """Write an Answer to the pipe, as _read_answer() reads it."""
-        *texts, data = answer
-        line = _pack(number, *[plain(text) for text in texts], data[: MAX_OFFER + 1])
+        """Write an Answer to the pipe, as Child reads it."""
+        texts = [plain(text) for text in answer[:-1]]
+        line = _pack(number, *texts, answer.data[: MAX_OFFER + 1])
         with writing:
             to_write.write(line)
             to_write.flush()
@@ -1361,14 +1319,14 @@ def _be_child(handler, modules, jobs, answers):
                     line = to_read.readline()
                 if not line:
                     return
-                number, fields = _unpack(line)
-                write(number, _answer_of(handler, os.fsdecode(fields).split("\0")))
+                number, *texts = os.fsdecode(binascii.a2b_base64(line)).split("\0")
+                write(number, _answer_of(handler, texts))
         finally:
             _end()
 
     prevented = _answer_of(_give_up, modules, jobs, answers)
     if prevented is not None:
-        write(0, prevented)
+        write("0", prevented)
         return
     for _ in range(SIDE_BY_SIDE - 1):
         _thread.start_new_thread(work, ())
@@ -1397,7 +1355,7 @@ class Child:
         os.set_blocking(self.to_jobs, False)
         self.unsent = b""
         self.unread = b""
-        self.seconds = []  # by number, from 1: what a job may take, 0 once it is answered
+        self.seconds = {}  # by number, from "1": what a job may take, 0 once it is answered
         self.answers = {}  # by number, those that were not asked for yet
         self.failure = None
 
@@ -1408,8 +1366,8 @@ class Child:
 
     def submit(self, texts, seconds):
         """Give it a job that may take that long; return the number that answer() takes."""
-        self.seconds.append(seconds)
-        number = len(self.seconds)
+        number = f"{len(self.seconds) + 1}"
+        self.seconds[number] = seconds
         self.unsent += _pack(number, *texts)
         self._send()
         return number
@@ -1418,11 +1376,18 @@ class Child:
         """Return the Answer to a job, waiting for it; Failure where it tells one or none comes."""
         # Jobs are begun in their order, so many at a time. This deadline is fixed: whatever comes
         # meanwhile does not move it.
-        owed = [seconds for seconds in self.seconds[:number] if seconds]
+        submitted = list(self.seconds.values())[: int(number)]
+        owed = [seconds for seconds in submitted if seconds]
         rounds = 1 + len(owed) // SIDE_BY_SIDE
         deadline = time.monotonic() + rounds * max(owed, default=0) + _GRACE
         while number not in self.answers and self.failure is None:
-            self._wait(deadline)
+            self._send()
+            left = max(0, deadline - time.monotonic())
+            readable, _, _ = select.select([self.from_answers], [], [], left)
+            if left == 0:
+                self._fail("gave no answer in time")
+            elif readable:
+                self._read()
         if self.failure is not None:
             raise self.failure
         answer = self.answers.pop(number)
@@ -1443,16 +1408,6 @@ class Child:
         hint = "Run it again; please report it if that happens again"
         self.failure = Failure("unreachable", f"cannot be asked: its process {words}", hint)
 
-    def _wait(self, deadline):
-        """Read what it says next; it is over when the deadline (monotonic seconds) has passed."""
-        self._send()
-        left = max(0, deadline - time.monotonic())
-        readable, _, _ = select.select([self.from_answers], [], [], left)
-        if left == 0:
-            self._fail("gave no answer in time")
-        elif readable:
-            self._read()
-
     def _send(self):
         """Write what the pipe takes of the jobs: the child may be busy, and is not waited for."""
         try:
@@ -1462,7 +1417,7 @@ class Child:
             pass  # what it said before it died is still to be read
 
     def _read(self):
-        """Keep the lines that answer what is owed."""
+        """Read what it says next, and keep the answers."""
         piece = os.read(self.from_answers, 65536)
         if not piece:
             self._fail("died")
@@ -1475,19 +1430,20 @@ class Child:
             self._fail("floods")
 
     def _keep(self, line):
-        """Keep the answer to what is owed; believe nothing more after any other line."""
+        """Keep the Answer of a line if it is owed; believe nothing more after any other line."""
         try:
-            number, answer = _read_answer(line)
+            *texts, data = binascii.a2b_base64(line).split(b"\0", 5)
+            number, reason, message, hint, address = [plain(os.fsdecode(text)) for text in texts]
+            answer = Answer(reason, message, hint, address, data)
         except ValueError:
-            self._fail("said what was not asked")
-            return
-        if number == 0:
+            number = ""  # what is no answer answers no job
+        if number == "0":
             self.failure = answer.failure
-        elif number > len(self.seconds) or not self.seconds[number - 1]:
-            self._fail("said what was not asked")
-        else:
-            self.seconds[number - 1] = 0
+        elif self.seconds.get(number):
+            self.seconds[number] = 0
             self.answers[number] = answer
+        else:
+            self._fail("said what was not asked")
 
 
 def in_own_process(function, seconds):
@@ -1529,16 +1485,6 @@ def in_time(function, seconds):
     return results[0]
 
 
-def _feed(file, feeds):
-    """Write to a pipe what it takes of {file: bytes that it gets}; close it at their end."""
-    # so much fits into a pipe that select calls writable
-    written = file.write(feeds[file][: select.PIPE_BUF])
-    feeds[file] = feeds[file][written:]
-    if not feeds[file]:
-        del feeds[file]
-        file.close()
-
-
 def _converse(process, feeds, deadline, pass_on):
     """Return (output, the end of its errors) of a process that is fed {file: bytes}.
 
@@ -1555,13 +1501,16 @@ def _converse(process, feeds, deadline, pass_on):
         if time.monotonic() > deadline:
             raise TimeoutError("timed out")
         has_ended = process.poll() is not None  # asked first: what it said last is still read
-        patience = 0.05
-        if has_ended:
-            # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
-            patience = 0.2
+        # what it left running gets time to turn its output elsewhere: SIGPIPE would end it
+        patience = 0.2 if has_ended else 0.05
         readable, writable, _ = select.select(list(reading), list(feeds), [], patience)
         for file in writable:
-            _feed(file, feeds)
+            # so much fits into a pipe that select calls writable
+            written = file.write(feeds[file][: select.PIPE_BUF])
+            feeds[file] = feeds[file][written:]
+            if not feeds[file]:
+                del feeds[file]
+                file.close()
         for file in readable:
             piece = os.read(file.fileno(), _PIPE_HOLDS)
             reading[file] += piece
@@ -1575,29 +1524,26 @@ def _converse(process, feeds, deadline, pass_on):
     return bytes(output), bytes(errors)
 
 
-def _end_process(process):
-    """Kill a process where it still runs, with what it started where it leads a session."""
-    if process.poll() is None:
-        quietly(os.killpg, process.pid, SIGKILL)
-        process.kill()
-        process.wait()
-
-
 def run_process(command, environment, seconds, feeds=(), pass_on=None, **options):
     """Return (exit status, output, the end of its errors) of a command, run in the folder /.
 
-    `feeds` are (file to write to, bytes), `options` are Popen's. With pass_on(bytes) what it says
+    `feeds` are {file to write to: bytes}, `options` are Popen's. With pass_on(bytes) what it says
     is passed on as it comes, and counts as errors. TimeoutError and ValueError as _converse() has
     them; it is killed then.
     """
     import subprocess  # 4 ms
 
     deadline = time.monotonic() + seconds
-    settings = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": "/", "bufsize": 0}
-    if pass_on is not None:
-        settings["stderr"] = subprocess.STDOUT
-    settings.update(options, stdout=subprocess.PIPE, env=environment)
-    with subprocess.Popen(command, **settings) as process:
+    options.setdefault("stdin", subprocess.DEVNULL)
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if pass_on is None else subprocess.STDOUT,
+        env=environment,
+        cwd="/",
+        bufsize=0,
+        **options,
+    ) as process:
         try:
             output, errors = _converse(process, dict(feeds), deadline, pass_on)
             # it may have closed its output, and sleep
@@ -1605,7 +1551,9 @@ def run_process(command, environment, seconds, feeds=(), pass_on=None, **options
         except subprocess.TimeoutExpired:
             raise TimeoutError("timed out")
         finally:
-            _end_process(process)
+            if process.poll() is None:
+                quietly(os.killpg, process.pid, SIGKILL)  # what it started, if it leads a session
+                process.kill()
     return status, output, errors
 
 
@@ -1617,9 +1565,7 @@ def last_line(output):
 def search_path(environment):
     """Return the PATH of an environment with the folders that hold an administrator's commands."""
     path = environment.get("PATH")
-    if not path:
-        return SAFE_PATH
-    return f"{path}:{SAFE_PATH}"
+    return f"{path}:{SAFE_PATH}" if path else SAFE_PATH
 
 
 def command_environment(environment, config):
@@ -1642,12 +1588,6 @@ def openssl_environment(system_roots):
     return environment
 
 
-def _pipe(content):
-    """Return (descriptor to read from, file to write to, bytes) of a pipe for a process."""
-    read, write = os.pipe()
-    return read, open(write, "wb", 0), memoryview(content)
-
-
 def run_openssl(arguments, data=b"", files=(), trusted=False):
     """Run the openssl command; return (exit status, output, errors), the last two as bytes.
 
@@ -1657,26 +1597,32 @@ def run_openssl(arguments, data=b"", files=(), trusted=False):
     """
     import subprocess
 
-    pipes = [_pipe(data)]
-    # with root's terminal it could type into root's shell
-    options = {"start_new_session": True, "stdin": pipes[0][0]}
     is_confined = os.geteuid() == 0 and not trusted
-    if is_confined:
-        # safe because whoever comes here as root has no threads
-        options["preexec_fn"] = _confine_openssl
     command = ["openssl", *arguments]
-    for option, content in files:
-        pipes.append(_pipe(content))
-        read = pipes[-1][0]
-        if is_confined:
-            os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
-        _check_dev_fd(read)
-        command += [option, f"/dev/fd/{read}"]
-    options["pass_fds"] = [read for read, _, _ in pipes[1:]]
-    feeds = [(file, content) for _, file, content in pipes]
-    environment = openssl_environment(system_roots="-CAfile" not in command)
+    to_read = []
+    feeds = {}
+    for option, content in [("", data), *files]:
+        read, write = os.pipe()
+        to_read.append(read)
+        feeds[open(write, "wb", 0)] = memoryview(content)
+        if option:
+            if is_confined:
+                os.fchown(read, _nobody()[0], -1)  # a pipe of root's is closed to nobody
+            _check_dev_fd(read)
+            command += [option, f"/dev/fd/{read}"]
     try:
-        return run_process(command, environment, OPENSSL_SECONDS, feeds, **options)
+        return run_process(
+            command,
+            openssl_environment(system_roots="-CAfile" not in command),
+            OPENSSL_SECONDS,
+            feeds,
+            stdin=to_read[0],
+            pass_fds=to_read,
+            # with root's terminal it could type into root's shell
+            start_new_session=True,
+            # safe because whoever comes here as root has no threads
+            preexec_fn=_confine_openssl if is_confined else None,
+        )
     except TimeoutError:
         words = f"openssl {arguments[0]} did not end in {OPENSSL_SECONDS} s"
         raise Failure(None, words, "Is this host overloaded? Run it again")
@@ -1687,8 +1633,9 @@ def run_openssl(arguments, data=b"", files=(), trusted=False):
         words = f"there is no openssl command here that runs ({plain(words_of(error), 80)})"
         raise Failure(None, words, "Install the package openssl")
     finally:
-        for read, file, _ in pipes:
+        for read in to_read:
             os.close(read)
+        for file in feeds:
             file.close()
 
 
@@ -1791,9 +1738,8 @@ def _describe_refusal(errors, chain, roots):
     words = plain(words).replace("subtree", "name constraints")
     if number in ("2", "18", "19", "20", "21", "27"):  # X509_V_ERR: no issuer, no root
         return _describe_rootless(words, chain, roots)
-    if depth == "0":
-        return f"the leaf is refused ({words})", "See to it on the upstream"
-    return f"issuer {depth} of the chain is refused ({words})", "See to it on the upstream"
+    what = "the leaf" if depth == "0" else f"issuer {depth} of the chain"
+    return f"{what} is refused ({words})", "See to it on the upstream"
 
 
 def verify_chain(leaf, chain, roots, now):
@@ -4510,7 +4456,7 @@ def force_command(run, lineage):
     """Return the command that takes an offer which is older, lost names or was rolled back from."""
     if run.command == "NAME":
         return again(run, lineage, "--force")
-    return command_text(lineage.name, {}, ("--force", *run.flags), ("certferry", "renew"))
+    return command_text("renew", {}, (lineage.name, "--force", *run.flags))
 
 
 def bring_key(run, lineage):
@@ -5832,7 +5778,7 @@ def _systemctl(*words):
     """Return (whether it succeeded, output) of systemctl for the timer."""
     command = ["systemctl", *words, "certferry.timer"]
     try:
-        status, output, errors = run_process(command, os.environ, 60, MAX_RECORD)
+        status, output, errors = run_process(command, os.environ, 60)
     except (OSError, ValueError) as error:
         return False, str(error)
     return status == 0, (output + errors).decode("utf-8", "replace")

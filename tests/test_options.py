@@ -503,6 +503,21 @@ def ask(*arguments):
     return world.Result(status, out.getvalue(), err.getvalue())
 
 
+class Systemctl(unittest.TestCase):
+    """The timer is started where systemd runs."""
+
+    def test_start_timer(self):
+        """What systemctl says is read; the line tells when the timer runs next."""
+        folder = world.scratch(self)
+        script = "#!/bin/sh\ncase $1 in is-active) exit 3;; show) echo 'Next 03:17:00 UTC';; esac\n"
+        world.write(os.path.join(folder, "systemctl"), script, 0o755)
+        run = mock.Mock(config=certferry.CONFIG_DIR, dry_run=False)
+        path = "{}:{}".format(folder, os.environ["PATH"])
+        with mock.patch.dict(os.environ, PATH=path), mock.patch("os.path.isdir", lambda _: True):
+            self.assertTrue(certferry.start_timer(run))
+        run.report.line.assert_called_once_with("certferry.timer: started, next run 03:17")
+
+
 class Usage(unittest.TestCase):
     """The command line: one line that says what to do, the right status, nothing written."""
 
