@@ -5789,11 +5789,11 @@ def _tell_of_cron(run):
     is_there = run.config == CONFIG_DIR and os.path.exists("/etc/cron.d/certferry")
     if is_there or run.dry_run:
         return
-    program = [os.path.realpath(sys.argv[0])]
-    if not os.access(program[0], os.X_OK):
-        program.insert(0, sys.executable)
-    flags = ("--jitter", "43200", "--quiet", *config_flags(run.config))
-    line = command_text("renew", {}, flags, program)
+    program = os.path.realpath(sys.argv[0])
+    words = [program, "renew", "--jitter", "43200", "--quiet", *config_flags(run.config)]
+    if not os.access(program, os.X_OK):
+        words.insert(0, sys.executable)
+    line = " ".join(shell_quote(word) for word in words)
     line = line.replace("%", "\\%")  # cron ends a line at a bare %
     run.report.line(f"no timer was started. For cron: 17 1,13 * * * {line}")
 
