@@ -312,12 +312,47 @@ REMEMBERING = ("installed", "unchanged", "pending", "not-due", "deferred")
 # --------------------------------------------------------------------------------------------------
 
 
+class Reason(collections.namedtuple("Reason", "result gravity warns_after")):
+    """What a reason means for a run that ends with it.
+
+    `result` is how the run ends. Where several sources failed, the highest `gravity` counts.
+    `warns_after` so many runs in a row health is a warning: 1 where nothing heals by itself, 2
+    where the next run may find it gone, NEVER where other rules of health see to it.
+    """
+
+
+NEVER = 1 << 30
+# The README's table of reasons. None is a broken record, a held lock or a missing program, "" a
+# rollback with nowhere to go.
+REASONS = {
+    None: Reason("failed", 3, NEVER),
+    "": Reason("refused", 3, NEVER),
+    "certbot": Reason("refused", 3, 1),
+    "no-key": Reason("refused", 3, 1),
+    "unreachable": Reason("failed", 2, NEVER),
+    "timeout": Reason("failed", 2, NEVER),
+    "unproven": Reason("refused", 3, 2),
+    "malformed": Reason("refused", 3, 2),
+    "rolled-back": Reason("refused", 1, NEVER),
+    "older": Reason("refused", 0, NEVER),
+    "key-mismatch": Reason("refused", 4, 1),
+    "names": Reason("refused", 3, 1),
+    "expired": Reason("refused", 3, 2),
+    "not-yet-valid": Reason("refused", 3, 2),
+    "untrusted": Reason("refused", 3, 1),
+    "names-lost": Reason("refused", 3, 1),
+    "rehearsal": Reason("refused", 3, 1),
+    "storage": Reason("failed", 3, 1),
+    "hook": Reason("pending", 3, NEVER),
+    "not-served": Reason("pending", 3, NEVER),
+}
+
+
 class Failure(Exception):
     """What ends a lineage's crossing.
 
-    `reason` is a word of the README's table, or None for a broken record, a held lock or a missing
-    program. The message says what is wrong, `hint` what to do about it, `culprit` with which
-    source, service or hook, as far as that is known.
+    `reason` is a word of REASONS. The message says what is wrong, `hint` what to do about it,
+    `culprit` with which source, service or hook, as far as that is known.
     """
 
     def __init__(self, reason, message, hint="", culprit=""):
@@ -329,13 +364,8 @@ class Failure(Exception):
 
     @property
     def result(self):
-        """Return `failed` where nothing was judged, `pending` once deployed, else `refused`.
-
-        A refusal for no reason of the table has the reason "".
-        """
-        if self.reason in (None, "unreachable", "timeout", "storage"):
-            return "failed"
-        return "pending" if self.reason in ("hook", "not-served") else "refused"
+        """Return how a run ends with it: `failed`, `refused`, or `pending` once deployed."""
+        return REASONS[self.reason].result
 
 
 class UnusableKey(Failure):
@@ -344,6 +374,13 @@ class UnusableKey(Failure):
     def __init__(self, message, hint):
         """Keep the words apart."""
         Failure.__init__(self, "no-key", message, hint)
+
+
+def graver(one, other):
+    """Return the graver of two Failures, the first where they are equal; `one` may be None."""
+    if one is None or REASONS[other.reason].gravity > REASONS[one.reason].gravity:
+        return other
+    return one
 
 
 def plain(text, limit=MAX_TEXT):
@@ -1780,8 +1817,6 @@ _TYPES = {
     "ECDSA": (":!aRSA", b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01"),
 }
 
-_GRAVITY = ("unreachable", "timeout", "malformed", "unproven")  # the last one counts most
-
 
 class Job(collections.namedtuple("Job", "kind host port timeout server_name key_type role")):
     """A handshake to make.
@@ -2171,15 +2206,15 @@ def _exchange(job):
     """Return the Answer of the first address that gives a proven certificate; or Failure."""
     deadline = time.monotonic() + job.timeout
     addresses = _resolve(job, deadline)
-    failures = []
+    gravest = None
     for position, address in enumerate(addresses):
         # an address that is dead leaves the others their share of the time
         share = (deadline - time.monotonic()) / (len(addresses) - position)
         try:
             return _ask_address(job, address, time.monotonic() + share)
         except (OSError, ValueError, Failure) as error:
-            failures.append(_handshake_failure(error, job))
-    raise max(failures, key=lambda failure: _GRAVITY.index(failure.reason))
+            gravest = graver(gravest, _handshake_failure(error, job))
+    raise gravest
 
 
 def _answer_job(timed_out, texts):
@@ -2843,17 +2878,6 @@ def judge(facts, now, force):
         if failure and not (force and failure.reason in _FORCED):
             return failure
     return None
-
-
-# How grave a reason is where several sources failed; what is not named is graver than most.
-_RANKS = {"key-mismatch": 4, "unreachable": 2, "timeout": 2, "rolled-back": 1, "older": 0}
-
-
-def graver(one, other):
-    """Return the graver of two Failures, the first where they are equal; `one` may be None."""
-    if one is None or _RANKS.get(other.reason, 3) > _RANKS.get(one.reason, 3):
-        return other
-    return one
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3818,20 +3842,6 @@ def run_hook(hook, config, environment, variables, pass_on):
 # Health
 # --------------------------------------------------------------------------------------------------
 
-# what does not heal by itself, and what may be gone at the next run
-_LASTING = (
-    "certbot",
-    "no-key",
-    "key-mismatch",
-    "names",
-    "untrusted",
-    "names-lost",
-    "rehearsal",
-    "storage",
-)
-_PASSING = ("unproven", "malformed", "expired", "not-yet-valid")
-
-
 HEALTHS = ("ok", "due", "warning", "critical", "unknown")
 BAD_HEALTHS = {"critical": 2, "unknown": 3, "warning": 1}  # plugins' exit status, the worst first
 
@@ -3924,7 +3934,8 @@ def health_of(lineage, in_service, now):
             return Health(word, expires, "expiry")
     if in_service.owed is not None:
         return Health("warning", "something is pending", "pending")
-    if state.reason in _LASTING or (state.reason in _PASSING and state.runs >= 2):
+    # a reason that is unknown was written by another version
+    if state.runs >= REASONS.get(state.reason, REASONS[None]).warns_after:
         return Health("warning", state.detail, "last run")
     silence = _silence(lineage, leaf, now)
     if silence:
