@@ -7,36 +7,38 @@ makes a TLS handshake with up.example.net, takes the certificate that it shows, 
 it into live/example.com/ as certbot would; then it runs the deploy hooks. A timer runs
 `certferry renew` twice a day, which does the same again for every lineage.
 
-The bargain. This file runs as root, so read it. It is one file, and nothing in it is used above
-its definition: whoever starts at `main`, at the end, can go up as deep as they like. The private
-key is the credential. It is put on this host once, and from then on only a certificate for a key
-that is already here is accepted. In a TLS handshake the peer proves that it holds that key too. So
-the upstream needs no configuration, and nobody else can take part. Who controls the path can
-withhold a renewal, which is seen as `due` and then as `warning`. Revocation is not checked.
+The bargain. This file runs as root, so read it. It is one file, and nothing in it is used above its
+definition: whoever starts at `main`, at the end, can go up as deep as they like. The private key is
+the credential. It is put on this host once, and from then on a server can only hand over a
+certificate for a key that is already here (a file, a command or a store may bring both). In a TLS
+handshake the peer proves that it holds that key too. So the upstream needs no configuration, and
+nobody else can take part. Who controls the path can withhold a renewal, which is seen as `due` and
+then as `warning`. Revocation is not checked.
 
 The story of one lineage, in the section Ferry:
 
     options -> Lineage -> look -> InService -> ask -> Offer -> examine -> Facts -> judge -> Choice
             -> install -> InService -> hooks -> Outcome -> record, report
 
-    1. see that the lineage is not certbot's
-    2. look: what live/NAME/ shows is what is in service
+    1. look: what live/NAME/ shows is what is in service
+    2. see that the lineage is not certbot's
     3. tidy: remove what an interrupted run left; stage --key; make whole what is not
     4. choose: ask source after source, judge each offer, rehearse what passes, take the first
     5. install the offer, if it is news
     6. remember the options that this command gave
-    7. finish, whatever happened above: run the hooks that are owed, look at the services
+    7. finish, also after a failure above: run the hooks that are owed, look at the services
     8. conclude: the outcome, the state file, alert hooks, the report
 
 Words. An *upstream* has the certificate and serves it; the *downstream* is this host. A *lineage*
 is one certificate name and all its versions, live/NAME/. A *source* is where its certificate is
 fetched from. The *leaf* is the end-entity certificate, the *chain* its issuers in order, without
 the root. An *offer* is what a source handed over, not yet trusted. A *version* is one complete set
-of cert.pem, chain.pem, fullchain.pem and privkey.pem, kept in archive/NAME@N/. A *staged key*
-waits in live/NAME/privkey-*.pem until an offer fits it. To *settle* is to turn whatever live/NAME/
-is made of into four links, while it goes on showing the same. To *deploy* is to make an accepted
-offer the current version and to run the deploy hooks. A lineage is *pending* while its version
-still owes hooks, or a service does not show it yet.
+of cert.pem, chain.pem, fullchain.pem and privkey.pem, kept in archive/NAME@N/. A *staged key* waits
+in live/NAME/privkey-*.pem until an offer fits it. To *settle* is to turn whatever live/NAME/ is
+made of into four links, while it goes on showing the same. To *deploy* is to make an accepted offer
+the current version (it is then *in service*) and to run the deploy hooks. A *crossing* is one
+lineage's way through the steps above. A lineage is *pending* while its version still owes hooks, or
+a service does not show it yet.
 
 Privilege. As root, whatever talks to the network is a process that has become nobody, forked
 before a key is read. openssl reads what came from outside as nobody too, under another group. What
@@ -83,7 +85,7 @@ OPENSSL_SECONDS = 20  # an openssl process takes 5 ms; a stuck one must not hold
 HOOK_SECONDS = 600  # a hook may restart a large database; a hanging one must not block for ever
 SERVED_SECONDS = 15  # reloads are asynchronous: workers exit when their connections do
 LOCK_SECONDS = 60  # a second run waits that long for the first
-KEPT_VERSIONS = 5  # the newest ones, besides the current one and the one that a rollback goes to
+KEPT_VERSIONS = 5  # of the newest; the current one and a rollback's stay even if they are older
 SILENT_HOURS = 48  # the timer runs twice a day: four runs missed are no accident
 SIGKILL = 9  # everywhere; the module signal takes half a millisecond
 DAY = 86400  # seconds
@@ -108,8 +110,8 @@ class Source(collections.namedtuple("Source", "kind host port target text")):
     """Where a certificate is fetched from.
 
     `kind` is tls, a STARTTLS protocol (smtp, ...), file, exec, vault or azure. `host` may end with
-    a dot (an absolute name). `target` is the path or command of what is no host, `text` what a
-    person reads.
+    a dot (an absolute name). `target` is the path or command of file and exec, and the secret's
+    path in a store. `text` is what a person reads.
     """
 
 
@@ -130,7 +132,7 @@ class Place(
     `live` is the folder that servers are pointed at, `pointer` the link whose rename is the one
     instant of change, `archive` the folder of all versions of all lineages, `records` that of what
     certferry remembers: `conf` the options, `state` what happened last. `renewal` is certbot's
-    file, which makes a lineage certbot's.
+    file of that name: is_certbots() says whether it counts.
     """
 
     def __new__(cls, config, name):
@@ -464,7 +466,7 @@ STORES = {
     ),
 }
 KEY_HOLDING = ("file", "exec", *STORES)  # the kinds of source that may bring a key too
-# what neither hooks nor the network process see
+# the stores' settings: neither hooks nor the network process see them, `exec:` does
 CREDENTIALS = sum([store.settings for store in STORES.values()], [])
 
 
@@ -1239,7 +1241,7 @@ def _forbid(*limits):
 
 
 def _confine(group):
-    """Become nobody in that group for good, who leaves no core and no file; or Failure."""
+    """Leave no core and no file, and as root become nobody in that group for good; or Failure."""
     # not AS, which kills threads, nor NPROC, which counts all processes of nobody
     _forbid("RLIMIT_CORE", "RLIMIT_FSIZE")
     if os.geteuid() != 0:
@@ -1312,7 +1314,7 @@ def _pack(*fields):
 
 
 def _answer_of(handler, *arguments):
-    """Return the Answer that a handler gives, or the one that tells how it failed."""
+    """Return what a handler returns, or the Answer that tells how it failed."""
     try:
         return handler(*arguments)
     except Failure as failure:
@@ -1418,9 +1420,11 @@ class Child:
         rounds = 1 + len(owed) // SIDE_BY_SIDE
         deadline = time.monotonic() + rounds * max(owed, default=0) + _GRACE
         while number not in self.answers and self.failure is None:
-            self._send()
             left = max(0, deadline - time.monotonic())
-            readable, _, _ = select.select([self.from_answers], [], [], left)
+            writing = [self.to_jobs] if self.unsent else []
+            readable, writable, _ = select.select([self.from_answers], writing, [], left)
+            if writable:
+                self._send()
             if left == 0:
                 self._fail("gave no answer in time")
             elif readable:
@@ -1899,7 +1903,9 @@ _STREAM = (
     "<?xml version='1.0'?><stream:stream to='{name}' version='1.0' xmlns='jabber:client' "
     "xmlns:stream='http://etherx.jabber.org/streams'>"
 )
+# The names are those of DEFAULT_PORTS, and are said to s_client as they are (-starttls).
 _DIALOGUES = {
+    "tls": (),
     "smtp": (
         ("", _NUMBERED, b"220"),
         ("EHLO {host}\r\n", _NUMBERED, b"250"),
@@ -1969,7 +1975,7 @@ def _hear(connection, measure, deadline):
 def _begin_tls(job, connection, deadline):
     """Hold the dialogue after which TLS begins; Failure where the server does not want it."""
     names = {"name": job.server_name, "host": _own_name(connection)}
-    for said, measure, good in _DIALOGUES.get(job.kind, ()):
+    for said, measure, good in _DIALOGUES[job.kind]:
         connection.settimeout(_left(deadline))
         connection.sendall(said.format(**names).encode("latin-1"))
         heard = _hear(connection, measure, deadline)
@@ -2220,7 +2226,8 @@ def _exchange(job):
 def _answer_job(timed_out, texts):
     """Return the Answer to a job, in the network process; or Failure.
 
-    `timed_out` has the longest wait in vain by endpoint, (seconds, Failure): none is repeated.
+    `timed_out` has the last wait in vain by endpoint, (seconds, Failure): none is repeated that is
+    not longer.
     """
     job = Job(*texts)
     job = job._replace(port=int(job.port), timeout=float(job.timeout))
@@ -2317,8 +2324,9 @@ def open_safely(path):
             below = os.open(name, flags, dir_fd=held)
             os.close(held)
             held = below
-    except OSError:
+    except OSError as error:
         os.close(held)
+        error.filename = path  # the calls knew only a part of it
         raise
     return held
 
@@ -2428,7 +2436,8 @@ def _connect(given, parts):
 def _request(given, url, headers, body=None, is_redirected=False):
     """Return the bytes that a store answers with, to a POST where there is a body; or Failure.
 
-    Of too many they are the first. A redirect is followed once, and only over TLS.
+    Of more than an offer may have they are the first ones. A redirect is followed once, and
+    only over TLS.
     """
     import urllib.parse
 
@@ -2478,7 +2487,7 @@ def _vault_token(given, url, headers):
 
 
 def _vault_secret(given):
-    """Return the PEM bytes of a KV secret: version 2, or 1 where the mount is."""
+    """Return the PEM bytes of a KV secret: version 2, also where nobody tells, or 1."""
     target = given["target"]
     url = f"https://{given['place']}/v1/"
     headers = {}
@@ -2750,21 +2759,22 @@ def _refuse_carried_key(facts, now):
 
 
 def _other_key_hint(facts, now):
-    """Return what to do about a certificate for another key: what it shows tells the cause."""
+    """Return what to do about a certificate for another key: a first one is mostly not ours."""
     if facts.current is None:
         return (
             "A CDN or load balancer shows its own: name the origin with --from HOST[:PORT]. If it "
             f"is the right server, bring its key: {facts.bring_key}"
         )
+    lasting = max(0, days_left(facts.current, now))
     return (
         f"If the upstream's key was changed: {facts.bring_key} (and set reuse_key on the upstream, "
-        f"so that it stays). The certificate here lasts {days_left(facts.current, now)} more days"
+        f"so that it stays). The certificate here lasts {lasting} more days"
     )
 
 
 def _refuse_other_key(facts, now):
     """Only a certificate for a key that is already here, or that came along, is accepted."""
-    if facts.carried_key or facts.public_key in facts.accepted_keys:
+    if facts.public_key in (facts.carried_key, *facts.accepted_keys):
         return None
     where = facts.source.text
     names = _names_of(facts.leaf)
@@ -2849,7 +2859,7 @@ def _refuse_lost_names(facts, now):
 
 
 # The policy, in the README's order; the first rule that an offer breaks counts.
-_RULES = (
+RULES = (
     _refuse_known,
     _refuse_carried_key,
     _refuse_other_key,
@@ -2860,19 +2870,15 @@ _RULES = (
     _refuse_lost_names,
 )
 # What is asked of the leaf in service: the rest was judged when it was installed.
-_RULES_IN_SERVICE = (_refuse_names, _refuse_invalid_now)
+RULES_IN_SERVICE = (_refuse_names, _refuse_invalid_now)
 _FORCED = ("rolled-back", "older", "names-lost")  # what --force accepts all the same
 
 
-def judge(facts, now, force):
-    """Return the Failure that an offer is refused with, or None where it is accepted.
+def judge(facts, now, force, rules):
+    """Return the Failure that an offer is refused with by RULES, or None where it is accepted.
 
-    Where no `public_key` was asked for, it is what is in service: there `name`, `domains`, `leaf`
-    and `source` are enough.
+    For RULES_IN_SERVICE the facts `name`, `domains`, `leaf` and `source` are enough.
     """
-    rules = _RULES
-    if facts.public_key is None:
-        rules = _RULES_IN_SERVICE
     for rule in rules:
         failure = rule(facts, now)
         if failure and not (force and failure.reason in _FORCED):
@@ -3106,7 +3112,7 @@ def save_conf(place, given):
 
 
 def lock(config, in_hook, dry_run):
-    """Hold the config dir for this run; Failure where another run holds it for a minute.
+    """Hold the config dir for this run (a dry run only where it was held before); or Failure.
 
     `in_hook` says that a hook of a run on this config dir started this one: the holder then waits
     for us, so that we would wait in vain. The lock ends with the process.
@@ -3243,7 +3249,7 @@ def next_number(place):
 
 
 def pointed_number(place):
-    """Return the number of the version that .current leads to, None where it leads to none."""
+    """Return the number of the version that .current names, there or not; None for no version."""
     try:
         target = os.readlink(place.pointer)
         # live, or live/NAME, may be a link to elsewhere
@@ -3261,7 +3267,7 @@ def _parse_chain(data):
     try:
         ders = read_pem(data)[0]
         if ders:
-            return parse_certificate(ders[0]), tuple(ders[1:])
+            return [parse_certificate(der) for der in ders][0], tuple(ders[1:])
     except ValueError:
         pass
     return None, ()
@@ -3733,7 +3739,7 @@ def _shake_hands_in_memory(fullchain, key):
                 pass  # it is the other end's turn
         return ends[0].getpeercert(binary_form=True)  # ValueError where they are not through
     except (ssl.SSLError, ValueError) as error:
-        raise Failure(None, plain(getattr(error, "reason", None) or error))
+        raise Failure("malformed", plain(getattr(error, "reason", None) or error))
 
 
 def rehearse(leaf, chain, key):
@@ -3746,6 +3752,8 @@ def rehearse(leaf, chain, key):
     try:
         in_own_process(lambda: _shake_hands_in_memory(*pems), OPENSSL_SECONDS)
     except Failure as failure:
+        if failure.reason != "malformed":  # something is missing here, or took too long
+            raise
         raise Failure(
             "rehearsal",
             f"key and certificate do not complete a handshake ({failure})",
@@ -3967,7 +3975,7 @@ _LESSER_COLUMNS = ("SOURCE", "LAST CHECKED", "LAST SUCCESS")  # not on a narrow 
 def with_hint(message, hint):
     """Return what is wrong and, in a sentence of its own, what to do about it.
 
-    A hint that begins with a small letter is a command.
+    A hint that does not begin with a capital letter is a command, or what to add to one.
     """
     if not message or not hint:
         return message + hint
@@ -4209,7 +4217,7 @@ def _pending(outcome):
 
 
 def _row(outcome, now):
-    """Return the cells of one lineage's row, {heading: text}."""
+    """Return the cells of one lineage's row, {heading: text}; the last one may be of any length."""
     lineage, leaf = outcome.lineage, outcome.in_service.leaf
     left = "-"
     if leaf:
@@ -4342,7 +4350,7 @@ GivenKey = collections.namedtuple("GivenKey", "secret public")
 class Crossing(
     collections.namedtuple(
         "Crossing",
-        "lineage before in_service given exchange choice failure waiting said lines",
+        "lineage before in_service given exchange choice failure waiting said lines is_forgotten",
     )
 ):
     """How far a lineage has come.
@@ -4350,7 +4358,8 @@ class Crossing(
     `before` was in service when it was looked at first, `in_service` is now (in a dry run: would
     be), `given` are the remembered options by now. `exchange` is the number of one that is under
     way, `choice` the offer that was taken, `failure` what ended the crossing, `waiting` what only
-    defers it: each may be None. `said` are a rollback's words, `lines` what is shown below the
+    defers it: each may be None. `is_forgotten` says that options were given and not remembered.
+    `said` are a rollback's words, `lines` what is shown below the
     result.
     """
 
@@ -4459,7 +4468,7 @@ def load_all(config, names, changes):
 
 
 def again(run, lineage, *extra):
-    """Return the command of this run with every option that was given."""
+    """Return the `certferry NAME` command with what this run was given, but for --key."""
     return command_text(lineage.name, run.changes, (*extra, *run.flags))
 
 
@@ -4528,13 +4537,18 @@ def settled(run, lineage, in_service):
     return look(place, lineage.state.key_file)
 
 
-def deploy(run, lineage, in_service, leaf, chain, key):
-    """Make leaf, chain and key the current version, which owes all hooks; return the InService."""
+def put_in_service(run, lineage, in_service, leaf, chain, key):
+    """Make leaf, chain and key the current version, which owes all hooks; return the InService.
+
+    In a dry run the InService that this would lead to.
+    """
     place = lineage.place
     owed = deploy_hooks(run.config, lineage.options)
     if not run.dry_run:
         return install(place, in_service, leaf, chain, key, owed, run.now)
     before = settled(run, lineage, in_service)
+    if not isinstance(key, Secret):
+        before = before._replace(key_path=key)
     number = max(next_number(place), (before.number or 0) + 1)
     return before._replace(number=number, leaf=leaf, chain=chain, owed=owed, linked=True, flaw="")
 
@@ -4550,7 +4564,7 @@ def owe(run, lineage, in_service, hooks):
 
 
 def stage_given_key(run, lineage, in_service):
-    """Stage the key of --key, unless it is here; return the InService that has it."""
+    """Stage the key of --key, unless it is in service or staged; return the InService with it."""
     place = lineage.place
     keys, _ = usable_keys(place, in_service, [])
     if run.key.public in keys:
@@ -4561,16 +4575,29 @@ def stage_given_key(run, lineage, in_service):
     return in_service._replace(staged=tuple(sorted({*in_service.staged, path})))
 
 
+def acceptable_keys(run, lineage, in_service, versions):
+    """Return ({public key: path or Secret}, [Failure]) of the keys that an offer may be for."""
+    if not run.force and in_service.is_whole:
+        # one that was rolled back from may come again
+        newer = [each for each in versions if is_newer(each.leaf, in_service.leaf)]
+        versions = [each for each in newer if each.rolled_back]
+    keys, unusable = usable_keys(lineage.place, in_service, versions)
+    if run.key:  # in a dry run it is not staged
+        keys.setdefault(run.key.public, run.key.secret)
+    return keys, unusable
+
+
 def make_whole(run, lineage, in_service):
     """Make whole what is not, where a key that fits is here; return the InService then."""
     leaf, place = in_service.leaf, lineage.place
     if in_service.is_whole or leaf is None:
         return in_service
-    keys, _ = usable_keys(place, in_service, load_versions(place))
-    for public, path in keys.items():
+    keys, _ = acceptable_keys(run, lineage, in_service, load_versions(place))
+    for public, key in keys.items():
         if fits(public, leaf):
-            run.report.warning(place.name, f"{in_service.flaw}: made whole with the key of {path}")
-            return deploy(run, lineage, in_service, leaf, in_service.chain, path)
+            words = f"{in_service.flaw}: to be made whole with the key of {key}"
+            run.report.warning(place.name, words)
+            return put_in_service(run, lineage, in_service, leaf, in_service.chain, key)
     return in_service
 
 
@@ -4605,7 +4632,8 @@ def tidy_up(run, name, litter):
 
 
 def tidy(run, lineage, in_service):
-    """Remove what an interrupted run left, stage --key, make whole; return the InService then."""
+    """Tell what waits, remove what an interrupted run left, link what is missing, stage --key, and
+    make whole; return the InService then."""
     place = lineage.place
     tell_what_waits(run, lineage, in_service)
     if not run.dry_run:
@@ -4630,7 +4658,7 @@ def tidy(run, lineage, in_service):
 
 
 def name_of(lineage):
-    """Return the lineage's own name as a server is asked for it."""
+    """Return the name that a server is asked for: the first -d that is no wildcard, else NAME."""
     for domain in lineage.options.domains:
         if not domain.startswith("*."):
             return domain
@@ -4681,7 +4709,7 @@ def ask(run, lineage, source, our_key, exchange):
 
 
 def as_written(leaf, chain):
-    """Return a chain (DER) as it would be written, where that is certain: in order, no root."""
+    """Return a chain (DER) in order and without a root; as it came where several are possible."""
     chains = possible_chains(leaf, [parse_certificate(der) for der in chain])
     # where there is one of each length each is the beginning of the next
     if len(chains) != len(chains[-1]) + 1:
@@ -4693,7 +4721,7 @@ def is_here(run, lineage, in_service, leaf, chain):
     """Say whether a leaf with this very chain (DER, as it would be written) is in service.
 
     Or was, in a version that is not above the current one or was rolled back from: the members of
-    a pool may differ.
+    a pool may differ. With --force only what is in service counts.
     """
     if leaf != in_service.leaf:
         return False
@@ -4725,18 +4753,6 @@ def find_trust(options, leaf, others, now):
             return None, chain
         refused.setdefault(len(chain), flaw)
     return refused[max(refused)], ()
-
-
-def acceptable_keys(run, lineage, in_service, versions):
-    """Return ({public key: path or Secret}, [Failure]) of the keys that an offer may be for."""
-    if not run.force and in_service.is_whole:
-        # one that was rolled back from may come again
-        newer = [each for each in versions if is_newer(each.leaf, in_service.leaf)]
-        versions = [each for each in newer if each.rolled_back]
-    keys, unusable = usable_keys(lineage.place, in_service, versions)
-    if run.key:  # in a dry run it is not staged
-        keys.setdefault(run.key.public, run.key.secret)
-    return keys, unusable
 
 
 def gather_facts(run, lineage, in_service, offer, leaf, others):
@@ -4790,18 +4806,18 @@ def examine(run, lineage, in_service, offer):
     leaf, *others = [parse_certificate(der) for der in (offer.leaf, *offer.chain)]
     current = in_service.leaf
     asked_again = "domain" in run.changes or "ca-file" in run.changes
-    here = is_here(run, lineage, in_service, leaf, as_written(leaf, offer.chain))
-    # the usual run ends here: no openssl process
-    if here and in_service.is_whole and not asked_again:
-        facts = Facts(lineage.name, lineage.options.domains, leaf, offer.source)
-        chain, key = in_service.chain, in_service.key_path
-    else:
+    written = as_written(leaf, offer.chain)
+    is_news = not (in_service.is_whole and is_here(run, lineage, in_service, leaf, written))
+    # the usual run: nothing is news, and no openssl process is needed
+    facts = Facts(lineage.name, lineage.options.domains, leaf, offer.source)
+    chain, key, rules = in_service.chain, in_service.key_path, RULES_IN_SERVICE
+    if is_news or asked_again:
         facts, chain, key = gather_facts(run, lineage, in_service, offer, leaf, others)
-    refusal = judge(facts, run.now, run.force)
+        rules = RULES
+        is_news = not (in_service.is_whole and is_here(run, lineage, in_service, leaf, chain))
+    refusal = judge(facts, run.now, run.force, rules)
     if refusal:
         raise refusal
-    here = is_here(run, lineage, in_service, leaf, chain)
-    is_news = not here or not in_service.is_whole
     if is_news:
         rehearse(leaf, chain, key)
         if current and for_clients(current) and not for_clients(leaf):
@@ -4951,7 +4967,10 @@ def run_deploy_hooks(run, lineage, in_service, hooks):
 
 
 def judge_service(run, lineage, in_service, source, exchange):
-    """Return what is wrong with a local service, "" where it presents the leaf in service."""
+    """Return what is wrong with a local service, "" where it presents the leaf in service.
+
+    Also "" where it can't be asked for our type of key: then it is warned of.
+    """
     leaf = in_service.leaf
     try:
         answer = run.network.answer(exchange, source)
@@ -5112,7 +5131,7 @@ def not_kept(run, lineage, failure):
     if run.dry_run:
         return failure
     words, command = "The options were not kept", again(run, lineage)
-    if run.key and not lineage.failure:
+    if run.key and not lineage.failure and failure.reason != "storage":
         words = "The key was kept, the options were not"
     elif run.key_source:
         command = again(run, lineage, "--key", run.key_source)
@@ -5123,7 +5142,7 @@ def not_kept(run, lineage, failure):
 
 
 def is_installed(crossing):
-    """Say whether something else is shown than before, or the same has become whole."""
+    """Say whether another leaf or chain is shown than before, or the same with another flaw."""
     before, after = crossing.before, crossing.in_service
     if after.leaf is None:
         return False
@@ -5156,9 +5175,9 @@ def conclude(run, crossing):
     result = result_of(crossing)
     problem = crossing.failure or crossing.waiting
     lineage = crossing.lineage._replace(given=crossing.given)
-    is_forgotten = run.changes and result not in REMEMBERING
-    if is_forgotten:
+    if crossing.is_forgotten:
         problem = not_kept(run, lineage, problem)
+        lineage = lineage._replace(options=parse_options(lineage.given))
     else:
         state = next_state(run, lineage, result, problem, choice)
         lineage = lineage._replace(state=state, last_run=run.now)
@@ -5173,7 +5192,7 @@ def conclude(run, crossing):
         health=health_of(lineage, crossing.in_service, run.now),
         lines=crossing.lines,
     )
-    if is_forgotten or run.dry_run or not is_lineage(lineage.place):
+    if crossing.is_forgotten or run.dry_run or not is_lineage(lineage.place):
         return outcome
     state = alert(run, outcome)
     record(run, crossing.lineage, outcome, state)
@@ -5196,8 +5215,8 @@ def begin(run, lineage):
     """Look at a lineage, and have its first source asked where its key is remembered to fit."""
     place, in_service, exchange = lineage.place, NOTHING, None
     try:
-        in_service = look(place, lineage.state.key_file)  # 2
-        if is_certbots(place):  # 1
+        in_service = look(place, lineage.state.key_file)  # 1
+        if is_certbots(place):  # 2
             raise certbot_failure(run, lineage)
         if run.command != "NAME" and not is_lineage(place):
             raise no_lineage_failure(run.config, place.name)
@@ -5217,6 +5236,7 @@ def begin(run, lineage):
         waiting=None,
         said="",
         lines=[],
+        is_forgotten=False,
     )
 
 
@@ -5243,7 +5263,9 @@ def cross(run, crossing):
             raise
         waiting = error
     if choice and choice.is_news:
-        in_service = deploy(run, lineage, in_service, choice.leaf, choice.chain, choice.key)  # 5
+        in_service = put_in_service(
+            run, lineage, in_service, choice.leaf, choice.chain, choice.key
+        )  # 5
     elif run.command == "NAME":
         in_service = settled(run, lineage, in_service)
     given, in_service = remember(run, lineage, in_service)  # 6
@@ -5251,7 +5273,7 @@ def cross(run, crossing):
 
 
 def go_back(run, crossing):
-    """Make the version before current again, and mark the one that it leaves."""
+    """Make the version before the current one current, and mark the one that it leaves."""
     lineage = crossing.lineage
     place = lineage.place
     left = settled(run, lineage, tidy(run, lineage, crossing.before))
@@ -5262,7 +5284,12 @@ def go_back(run, crossing):
         raise Failure("", words, hint)
     owed = deploy_hooks(run.config, lineage.options)
     in_service = left._replace(
-        number=target.number, leaf=target.leaf, chain=target.chain, owed=owed
+        number=target.number,
+        leaf=target.leaf,
+        chain=target.chain,
+        owed=owed,
+        linked=True,
+        flaw="",
     )
     if not run.dry_run:
         in_service = roll_back(place, left, target, owed)
@@ -5283,12 +5310,15 @@ def cross_or_fail(run, crossing):
             return go_back(run, crossing)
         return cross(run, crossing)
     except Exception as error:
-        in_service = look_again(run, crossing)
-        return crossing._replace(in_service=in_service, failure=failure_of(error))
+        return crossing._replace(
+            in_service=look_again(run, crossing),
+            failure=failure_of(error),
+            is_forgotten=run.changes != {},
+        )
 
 
 def finish_or_fail(run, crossing):
-    """Run the hooks that are owed and look at the services, whatever happened before."""
+    """Run the hooks that are owed and look at the services; what ends that is the failure."""
     lineage, in_service = crossing.lineage, crossing.in_service
     lines = []
     try:
@@ -5327,8 +5357,8 @@ def ferry(run, crossing):
     """Take one lineage through the whole story; return its Outcome."""
     crossing = cross_or_fail(run, crossing)
     crossing = crossing._replace(lines=describe_files(run, crossing))
-    is_forgotten = crossing.failure and run.changes
-    if crossing.in_service.is_whole and not (crossing.lineage.failure or is_forgotten):
+    may_run_hooks = crossing.lineage.failure is None and not crossing.is_forgotten
+    if may_run_hooks and crossing.in_service.is_whole:
         crossing = finish_or_fail(run, crossing)  # 7
     return conclude(run, crossing)  # 8
 
@@ -5356,7 +5386,7 @@ def remarks(lineage, in_service):
 
 
 def inspect(now, lineage):
-    """Return the Outcome of what is on the disk, without touching anything, for `status`."""
+    """Return the Outcome of what is on the disk, without touching anything."""
     in_service = NOTHING
     try:
         in_service = look(lineage.place, lineage.state.key_file)
@@ -5436,7 +5466,7 @@ def read_given_key(source):
 def prepare(run):
     """Return (Run, [Lineage]) with the config dir held, credentials and the key of --key read.
 
-    The processes of the stores are forked before that.
+    The processes of the stores are forked before the key and the environment file are read.
     """
     if run.key_source is None:
         hold_config(run)
@@ -5541,6 +5571,7 @@ usage: certferry NAME [options]    set up NAME, ferry it now, start the timer
        certferry rollback NAME     make the previous version current again
 More: certferry --help, certferry NAME --help, certferry renew --help, ..."""
 
+_STARTTLS = " ".join(f"{kind}://" for kind in DEFAULT_PORTS if kind != "tls")
 _HELP = {
     "": f"""\
 {_SHORT_HELP}
@@ -5555,7 +5586,7 @@ private key once. From then on each new certificate for that key is fetched:
 
 Options of every command, before or after the words:
 """,
-    "NAME": """\
+    "NAME": f"""\
 usage: certferry NAME [options]   set up NAME or change its options, ferry it,
 start the timer. These options are remembered (an empty value forgets):
       --from SOURCE      where to fetch; may repeat: tried in order (NAME:443)
@@ -5568,8 +5599,8 @@ start the timer. These options are remembered (an empty value forgets):
       --warn P, --critical P  a share of the lifetime (25%, 10%) or days (10d)
       --timeout SECONDS  for the whole exchange with one source (20)
 SOURCE is HOST[:PORT], file:PATH, exec:COMMAND, vault://HOST[:PORT]/MOUNT/PATH,
-azure://VAULT/NAME, or with STARTTLS HOST[:PORT] after one of ftp:// imap://
-ldap:// mysql:// pop3:// postgres:// smtp:// xmpp://
+azure://VAULT/NAME, or with STARTTLS HOST[:PORT] after one of
+{_STARTTLS}
 These are not:
       --key PEM          add this private key; - for standard input
       --force            accept what is older, rolled back or for fewer names;
@@ -5607,7 +5638,7 @@ _COMMON_HELP = f"""\
   -q, --quiet; -v, --verbose  only problems; more detail
   -h, --help; --version"""
 
-# the options without a value, and the commands that each option goes with
+# the options without a value; the commands that accept each option
 _FLAGS = "dry-run no-timer json quiet verbose help version force".split()
 _EVERY = ("NAME", *COMMANDS)
 _GOES_WITH = {

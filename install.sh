@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-fdcd591f68ffd009dbfd5ebdc0d0c049ebb28f9ebd52a84ee49afd9373bf3b15  certferry.py
+82ab13429d9c6f107893c78e8dc9b269db4256e6d8d33492fa099eed0fef6c54  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '

@@ -73,7 +73,7 @@ def facts(**changes):
 
 def reason(force=False, now=NOW, **changes):
     """The word of the verdict, None where the offer is accepted."""
-    verdict = certferry.judge(facts(**changes), now, force)
+    verdict = certferry.judge(facts(**changes), now, force, certferry.RULES)
     return verdict and verdict.reason
 
 
@@ -231,7 +231,9 @@ class Order(unittest.TestCase):
             ("a new key", {}, "Their CA.*--key -.*reuse_key.*60 more days"),
         ):
             with self.subTest(name):
-                verdict = certferry.judge(facts(public_key=THEIRS, **changes), NOW, False)
+                verdict = certferry.judge(
+                    facts(public_key=THEIRS, **changes), NOW, False, certferry.RULES
+                )
                 self.assertEqual(verdict.reason, "key-mismatch")
                 self.assertRegex(f"{verdict} {verdict.hint}", words)
                 self.assertIn("up.example.net:443", str(verdict))
@@ -253,7 +255,7 @@ class Order(unittest.TestCase):
             ("no longer covers www.example.com.*--force.*-d", {"current": lost}),
         ):
             with self.subTest(words):
-                verdict = certferry.judge(facts(**changes), NOW, False)
+                verdict = certferry.judge(facts(**changes), NOW, False, certferry.RULES)
                 self.assertRegex(f"{verdict} {verdict.hint}", words)
 
     def test_in_service(self):
@@ -268,7 +270,7 @@ class Order(unittest.TestCase):
         ):
             with self.subTest(expected):
                 few = certferry.Facts(NAME, domains, CURRENT, source)
-                verdict = certferry.judge(few, now, False)
+                verdict = certferry.judge(few, now, False, certferry.RULES_IN_SERVICE)
                 self.assertEqual(verdict and verdict.reason, expected)
 
     def test_graver(self):
