@@ -1067,6 +1067,17 @@ class Deadlines(ProofCase):
                     gone = functools.partial(is_gone, {note.process for note in notes})
                     world.eventually(gone, 5)
 
+    def test_a_job_longer_than_a_pipe(self):
+        """A store is given all roots of the system, say: the whole job arrives."""
+        code = """import certferry
+child = certferry.Child(lambda texts: certferry.Answer(data=b"%d" % len(texts[0])))
+print(child.answer(child.submit(["x" * 1000000], 5)).data.decode())
+child.close()
+"""
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, cwd=world.REPOSITORY, stdout=subprocess.PIPE, timeout=60)
+        self.assertEqual((0, b"1000000\n"), (ended.returncode, ended.stdout))
+
     @unittest.skipUnless(ROOT, "needs root")
     def test_network_process_that_drips(self):
         """Pieces of an answer without end do not move the deadline of that answer.

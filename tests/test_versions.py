@@ -1387,6 +1387,62 @@ class Pending(VersionsCase):
                 self.assertFalse(os.path.exists(self.pending))
 
 
+class Reports(VersionsCase):
+    """What a run says of itself agrees with what it left on the disk."""
+
+    def test_the_root_in_service(self):
+        """Plain files whose fullchain.pem holds the root too: the same offer is nothing new."""
+        host = self.fresh()
+        host.lay(made().current, "fullchain.pem", KEY)
+        root = world.read(made().authority.root)
+        host.spoil("fullchain.pem", world.read(made().current.fullchain) + root)
+        host.lay_conf()
+        host.offers(made().current)
+        before = host.servable()
+        self.assert_told(host.tell("renew"), "unchanged")
+        self.assertEqual([], world.changed(before, host.servable()))
+        self.assertEqual([], host.hooks_run())
+
+    def test_a_dry_run_of_what_is_not_whole(self):
+        """The key is in a version or given, and the source is ahead: as the run itself would be."""
+        for title, given in (("in a version", ()), ("given", ("--key", made().current.key))):
+            with self.subTest(title):
+                host = self.fresh()
+                host.lay_versions(made().old, made().current)
+                os.unlink(host.archive(NAME, 2, KEY))
+                host.lay_conf()
+                host.offers(made().renewed)
+                told = host.tell(NAME, "--dry-run", *given)
+                self.assert_told(told, "installed", changed=True, health="ok")
+                before = host.servable()
+                told = host.tell("rollback", NAME, "--dry-run")
+                self.assert_told(told, "installed", health="ok", version=1)
+                self.assertEqual([], world.changed(before, host.servable()))
+
+    def test_forgotten_options(self):
+        """They change no health, not even that of the answer itself."""
+        host = self.fresh()
+        host.lay_versions(made().current)
+        host.lay_conf()
+        host.offers(made().current)
+        self.assert_told(host.tell("renew"), "unchanged", health="ok")
+        told = host.tell(NAME, "--warn", "9999d", "--from", "file:/nonexistent")
+        self.assert_told(told, "failed", "unreachable", health="ok")
+        self.assertIn("The options were not kept", told[0].err)
+
+    def test_remembered_options(self):
+        """What fails after they were written does not say that they were not kept."""
+        host = self.fresh()
+        host.lay_versions(made().current)
+        host.lay_conf()
+        host.offers(made().current)
+        hook = "rm -r {0} && touch {0}".format(host.archive(NAME, 1))
+        told = host.tell(NAME, "--deploy-hook", hook)
+        self.assert_told(told, "failed", "storage")
+        self.assertNotIn("kept", told[0].err)
+        self.assertIn(hook, world.read(host.conf(NAME)).decode())
+
+
 # ---------------------------------------------------------------- what is left alone
 
 
