@@ -273,14 +273,15 @@ class Health(collections.namedtuple("Health", "word why cause")):
 
 class Outcome(
     collections.namedtuple(
-        "Outcome", "lineage in_service result problem said changed source health lines"
+        "Outcome", "lineage in_service result problem said changed deployed source health lines"
     )
 ):
     """How a lineage's run ended.
 
     `lineage` and `in_service` are what they have become (in a dry run what they would). `problem`
     is the Failure that ended it, or for which it waits, or None; `said` what else there is to say,
-    or "". `source` is a source's text or None, `lines` are shown below the result.
+    or "". `deployed` says that another certificate, or a whole one, is in service. `source` is a
+    source's text or None, `lines` are shown below the result.
     """
 
     @property
@@ -1177,7 +1178,7 @@ _PIPE_HOLDS = 1 << 20  # bytes at most: one read takes all that is in it
 
 
 # The reasons that a process is believed: nothing that would be a verdict is among them.
-_REASONS = {
+_BELIEVED = {
     "unreachable": "unreachable",
     "timeout": "timeout",
     "unproven": "unproven",
@@ -1195,7 +1196,7 @@ class Answer(collections.namedtuple("Answer", "reason message hint address data"
     @property
     def failure(self):
         """Return the Failure that it tells."""
-        return Failure(_REASONS.get(self.reason, "malformed"), self.message, self.hint)
+        return Failure(_BELIEVED.get(self.reason, "malformed"), self.message, self.hint)
 
 
 Answer.__new__.__defaults__ = ("", "", "", "", b"")
@@ -1880,7 +1881,7 @@ def _measure_mysql(heard):
     return 4 + int.from_bytes(heard[:3], "little")
 
 
-_NOTHING = _as_long_as(b"")
+_NO_ANSWER = _as_long_as(b"")
 _ONE_LINE = _as_long_as(rb"[^\n]*\n")
 # the lines of an answer begin NNN-, its last one NNN and a blank (RFC 5321, RFC 959); between them
 # FTP's may begin with anything; a line without a number is an answer, too, if not a good one
@@ -1941,7 +1942,7 @@ _DIALOGUES = {
     "postgres": (("\0\0\0\x08\x04\xd2\x16\x2f", _as_long_as(b"."), b"S"),),
     "mysql": (
         ("", _measure_mysql, _GREETING),
-        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, _NOTHING, b""),
+        ("\x20\0\0\x01\x85\xae\x7f\0\0\0\0\x01\x21" + "\0" * 23, _NO_ANSWER, b""),
     ),
 }
 
@@ -3488,10 +3489,12 @@ def _model_of(in_service):
     path = in_service.key_path
     if path is None or in_service.is_whole:
         return path
+    if in_service.leaf and _is_key_for(path, in_service.leaf):
+        return path
     try:
         _own_key(path)
     except UnusableKey:
-        return None  # what is no key passes no mode on
+        return None  # what is no key, or was not meant to be here, passes no owner and mode on
     return path
 
 
@@ -5188,6 +5191,7 @@ def conclude(run, crossing):
         problem=problem,
         said=crossing.said,
         changed=(before, crossing.lineage.given) != (after, crossing.given),
+        deployed=is_installed(crossing),
         source=source,
         health=health_of(lineage, crossing.in_service, run.now),
         lines=crossing.lines,
@@ -5405,6 +5409,7 @@ def inspect(now, lineage):
         problem=problem,
         said="",
         changed=False,
+        deployed=False,
         source=state.source,
         health=health_of(lineage, in_service, now),
         lines=list(remarks(lineage, in_service)),
@@ -5440,13 +5445,13 @@ def hold_config(run):
 
 def read_given_key(source):
     """Return the GivenKey of --key, a path or - for standard input; Failure (no-key)."""
-    place = source
+    where = source
     if source == "-":
-        place = os.dup(0)
+        where = os.dup(0)
         if os.isatty(0):
             os.write(2, b"certferry: paste the private key, then Ctrl-D\n")
     try:
-        with open(place, "rb") as file:
+        with open(where, "rb") as file:
             data = file.read(MAX_KEY)
     except (OSError, ValueError) as error:
         raise Failure("no-key", f"--key {source}: {words_of(error)}", "Give a PEM file, or -")
@@ -5485,14 +5490,14 @@ def prepare(run):
     return run, lineages
 
 
-def run_post_hooks(run, ended):
-    """Run certbot's post hooks once where something was deployed; of [(Crossing, Outcome)]."""
+def run_post_hooks(run, outcomes):
+    """Run certbot's post hooks once where something was deployed."""
     renewed, failed = [], []
-    for crossing, outcome in ended:
+    for outcome in outcomes:
         names = [outcome.lineage.name]
         if outcome.in_service.leaf:
             names = outcome.in_service.leaf.domains
-        if is_installed(crossing._replace(in_service=outcome.in_service)):
+        if outcome.deployed:
             renewed.extend(names)
         elif outcome.result in ("failed", "refused"):
             failed.extend(names)
@@ -5519,7 +5524,7 @@ def tell_failure(run, failure):
 
 
 def ferry_all(run):
-    """Yield the Outcome of each lineage in order: all first exchanges are under way by then.
+    """Yield the Outcome of each lineage in order: first exchanges that can be are under way then.
 
     The network process exists already; those of the stores are forked here, before any key is read.
     """
@@ -5538,12 +5543,11 @@ def ferry_all(run):
             run.report.line(f"{lineage.name} is left out: enabled = no in its conf")
         else:
             begun.append(begin(run, lineage))
-    ended = []
+    outcomes = []
     for crossing in begun:
-        outcome = ferry_or_tell(run, crossing)
-        ended.append((crossing, outcome))
-        yield outcome
-    run_post_hooks(run, ended)
+        outcomes.append(ferry_or_tell(run, crossing))
+        yield outcomes[-1]
+    run_post_hooks(run, outcomes)
 
 
 def inspect_all(config, names, now):
