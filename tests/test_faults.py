@@ -29,7 +29,7 @@ from tests.test_versions import CERTIFICATES, KEY, LITTER, MEMBERS, NAME, Laid, 
 
 FULL = bool(os.environ.get("CERTFERRY_FULL"))
 SCENE_STRIDE = 1 if FULL else 42  # every so many scenes are tried
-POINTS = 1000 if FULL else 1 if world.QUICK else 2  # of each kind in one scene, at most
+POINTS = 1000 if FULL else 1  # of each kind in one scene, at most
 TELLING = ("copies of fullchain, staged key",)  # what the first edition did not survive
 TURN = sys.version_info[1]  # which ones: other ones under each release
 WORKERS = os.cpu_count() or 1
