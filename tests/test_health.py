@@ -676,7 +676,7 @@ class Status(Scene):
     def as_nobody(self):
         """An interpreter that runs the command as a user who has no rights here."""
         return self.patched(
-            "import argparse, datetime, fcntl, hashlib, ipaddress, json, ssl, subprocess\n"
+            "import argparse, datetime, fcntl, hashlib, ipaddress, json, locale, ssl, subprocess\n"
             "os.setgroups([]); os.setgid(65534); os.setuid(65534)"
         )
 
