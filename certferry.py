@@ -3411,8 +3411,9 @@ def _shown_certificates(place, number):
     leaf, chain = _parse_chain(whole)
     if leaf is None:
         leaf, chain = _parse_chain(parts)
-    if leaf is None:
-        return None, (), "has no certificate that can be read"
+        if leaf is None:
+            return None, (), "has no certificate that can be read"
+        return leaf, chain, "has no usable fullchain.pem"
     if whole == parts:  # as certferry and certbot write them
         return leaf, chain, ""
     return leaf, chain, _certificate_flaw(files, leaf, chain)

@@ -18,7 +18,7 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 # One more than processors, since tests wait now and then.
 WORKERS = int(os.environ.get("CERTFERRY_JOBS") or (os.cpu_count() or 1) + 1)
-TEST_SECONDS = 0.75  # what a test of these takes on average, as measured; for the estimate alone
+TEST_SECONDS = 0.6  # what a test of these takes on average, as measured; for the estimate alone
 FAILURES = ("addError", "addFailure", "addUnexpectedSuccess")
 WITH_EXCEPTION = ("addError", "addFailure", "addExpectedFailure")
 

@@ -28,8 +28,8 @@ from tests import world
 from tests.test_versions import CERTIFICATES, KEY, LITTER, MEMBERS, NAME, Laid, contents, made
 
 FULL = bool(os.environ.get("CERTFERRY_FULL"))
-SCENE_STRIDE = 1 if FULL else 42  # every so many scenes are tried
-POINTS = 1000 if FULL else 1  # of each kind in one scene, at most
+SCENE_STRIDE = 1 if FULL else 25 if world.MORE else 42  # every so many scenes are tried
+POINTS = 1000 if FULL else 2 if world.MORE else 1  # of each kind in one scene, at most
 TELLING = ("copies of fullchain, staged key",)  # what the first edition did not survive
 TURN = sys.version_info[1]  # which ones: other ones under each release
 WORKERS = os.cpu_count() or 1
@@ -986,7 +986,7 @@ class Readers(FaultCase):
 
     def test_rotations(self):
         """Another leaf and key each time, from links and from copies: never a pair that misfits."""
-        runs = 60 if FULL else 3 if world.QUICK else 6
+        runs = 60 if FULL else 12 if world.MORE else 6
         turns = itertools.cycle((made().other_latest, made().rekeyed_latest, made().latest))
         copies = itertools.cycle((MEMBERS, CERTIFICATES, (KEY,), ("fullchain.pem",)))
         shown, seen = made().current, 0

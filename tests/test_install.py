@@ -49,7 +49,7 @@ def command():
 if __name__ == "__main__":
     command()
 """
-SHELLS = (["dash"], ["bash"], ["busybox", "sh"]) if world.FULL else (["dash"],)
+SHELLS = (["dash"], ["bash"], ["busybox", "sh"]) if world.MORE else (["dash"],)
 # What install.sh runs in any case; openssl, sha256sum, curl and wget are each test's own choice.
 COMMANDS = (
     "basename cat chmod chown cp cut dirname grep head id mkdir mktemp mv readlink rm rmdir sed "

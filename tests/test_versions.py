@@ -849,6 +849,19 @@ class Modes(VersionsCase):
         os.chmod(path, 0o640)
         return self.facts(path)
 
+    @needs_root
+    def test_a_key_that_a_service_owns(self):
+        """It fits, and is its owner's too in the version that is made whole."""
+        host = self.fresh()
+        host.lay_versions(made().old, made().current)
+        os.chown(host.archive(NAME, 2, KEY), STRANGER, STRANGER)
+        os.unlink(host.archive(NAME, 2, "cert.pem"))
+        before = self.facts(host.archive(NAME, 2, KEY))
+        host.lay_conf()
+        host.offers(made().current)
+        self.assert_told(host.tell("renew"), "installed", version=3)
+        self.assertEqual(before, self.facts(host.archive(NAME, 3, KEY)))
+
     def test_umask(self):
         """After a first crossing and a rotation, whatever the umask."""
         for umask in world.in_turn((0o077, 0o000)):
@@ -1418,6 +1431,28 @@ class Reports(VersionsCase):
                 told = host.tell("rollback", NAME, "--dry-run")
                 self.assert_told(told, "installed", health="ok", version=1)
                 self.assertEqual([], world.changed(before, host.servable()))
+
+    def test_an_issuer_that_cannot_be_read(self):
+        """A chain in service that holds one is damaged, and no bug."""
+        host = self.fresh()
+        host.lay_versions(made().current)
+        junk = b"-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+        host.spoil("fullchain.pem", world.read(made().current.fullchain) + junk)
+        host.lay_conf()
+        host.offers(made().current)
+        self.assert_told(host.tell("renew"), "installed", version=2)
+        self.assert_shows(host, made().current)
+
+    def test_a_rehearsal_that_cannot_be_held(self):
+        """What is missing on this host is no verdict on the offer."""
+        host = self.fresh()
+        host.lay_versions(made().current)
+        host.lay_conf()
+        host.offers(made().renewed)
+        patch = "certferry._shake_hands_in_memory = lambda *pems: __import__('nothing')"
+        told = host.tell(NAME, python=world.patched(self, patch))
+        self.assert_told(told, "failed", "unreachable")
+        self.assert_shows(host, made().current)
 
     def test_forgotten_options(self):
         """They change no health, not even that of the answer itself."""

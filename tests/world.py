@@ -50,6 +50,8 @@ DAY = 86400
 QUICK = bool(os.environ.get("CERTFERRY_QUICK"))
 # CI sets it once: whole tables and sweeps, of which the plain test command takes a sample.
 FULL = bool(os.environ.get("CERTFERRY_FULL"))
+# .ci/run sets it for some modules: larger samples, for which the plain command has no time.
+MORE = FULL or bool(os.environ.get("CERTFERRY_MORE"))
 BREATH = 0.002 if QUICK else 0.0005  # seconds between two looks of one who looks all the time
 
 Credential = collections.namedtuple("Credential", "key cert chain fullchain")
