@@ -3750,14 +3750,14 @@ def rehearse(leaf, chain, key):
     """Find out before anything is written what a server would find out at its reload.
 
     `leaf` is a Certificate, `chain` DER, `key` a path or a Secret. In a process of its own: it
-    parses what came from outside, and holds the key. Failure (rehearsal).
+    parses what came from outside, and holds the key. Failure (rehearsal; None for this host's).
     """
     pems = to_pem((leaf.der,) + chain), key_pem(key)
     try:
         in_own_process(lambda: _shake_hands_in_memory(*pems), OPENSSL_SECONDS)
     except Failure as failure:
         if failure.reason != "malformed":  # something is missing here, or took too long
-            raise
+            raise Failure(None, f"the rehearsal cannot be held: {failure}", failure.hint)
         raise Failure(
             "rehearsal",
             f"key and certificate do not complete a handshake ({failure})",

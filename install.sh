@@ -12,7 +12,7 @@
 
 # What belongs to this script, and must match when fetched: tests/test_install.py --write-sums
 files_and_sums='
-1b17d5f05e4d2b27e07af03abe514c4d3d513067bb5ad93ebdd76ad1f87d3b93  certferry.py
+852dffaaa2546423f657fd1dfb72a53dcf72eff0d76affe99fc3859e1844f982  certferry.py
 75a77db0cfe038dc5e0870a29a2eb0e73db60b8062d1ebbcbfa7c5c6a53b0906  certferry.service
 9d314e9fd31553212358ad1877c9213f46bbbf52ad8ee84b0f79868e7ca1ae74  certferry.timer
 '
